@@ -1,0 +1,149 @@
+"""Who sees whom: attention as a rule over integer vectors instead of a matrix.
+
+Token i sees token j iff their segments are equal and non-zero and order[j] <= order[i], and, with a window, their positions
+differ by less than the window. Causal, prefix-LM, bidirectional, image blocks and packing are values of these vectors.
+Letters: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Pattern = Literal["full", "causal", "general"]
+
+
+class RuleSide(NamedTuple):
+    """The vectors of one side, queries or keys; each [B, T] integer."""
+
+    order: Tensor
+    segment: Tensor
+    position: Tensor
+
+
+class Segments(NamedTuple):
+    """Where the packed samples of a batch lie: rows of flat token indices, equal lengths padded with -1."""
+
+    index: Tensor  # [S, L] into the flattened B*T tokens, -1 where a segment is shorter
+    rule: AttentionRule  # the same rule over the S segments
+
+
+class AttentionRule:
+    """The rule for one call of attention.
+
+    Shapes: `order`, `segment`, `position` [B, T] of the queries; `keys` the same of the keys when they differ (a cache).
+    `position` defaults to `order`; windows and score biases read positions, never indices or order.
+    """
+
+    def __init__(
+        self,
+        order: Tensor,
+        segment: Tensor,
+        position: Tensor | None = None,
+        window: int | None = None,
+        keys: RuleSide | None = None,
+    ) -> None:
+        self.queries = RuleSide(order, segment, order if position is None else position)
+        self.keys = self.queries if keys is None else keys
+        self.window = window
+
+    @staticmethod
+    def causal(batch: int, tokens: int, device: torch.device | str = "cpu") -> AttentionRule:
+        """Every row one segment, each token sees itself and what came before."""
+        order = torch.arange(tokens, device=device).expand(batch, tokens)
+        rule = AttentionRule(order, torch.ones_like(order))
+        rule.__dict__["pattern"] = "causal" if tokens > 1 else "full"
+        return rule
+
+    @staticmethod
+    def bidirectional(batch: int, tokens: int, device: torch.device | str = "cpu", valid: Tensor | None = None) -> AttentionRule:
+        """Every row one segment, each token sees all; `valid` [B, T] marks the tokens that exist."""
+        order = torch.zeros(batch, tokens, dtype=torch.long, device=device)
+        segment = torch.ones_like(order) if valid is None else valid.long()
+        rule = AttentionRule(order, segment, torch.arange(tokens, device=device).expand(batch, tokens))
+        if valid is None:
+            rule.__dict__["pattern"] = "full"
+        return rule
+
+    def with_window(self, window: int | None) -> AttentionRule:
+        """The same rule under a sliding window (in positions)."""
+        if window == self.window:
+            return self
+        return AttentionRule(*self.queries, window=window, keys=self.keys)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, number of queries, number of keys)."""
+        return self.queries.order.shape[0], self.queries.order.shape[1], self.keys.order.shape[1]
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """The rule written out: [B, Tq, Tk] bool, True where the query sees the key."""
+        q, k = self.queries, self.keys
+        seen = (q.segment[:, :, None] == k.segment[:, None, :]) & (q.segment[:, :, None] != 0)
+        seen &= k.order[:, None, :] <= q.order[:, :, None]
+        if self.window is not None:
+            seen &= (q.position[:, :, None] - k.position[:, None, :]).abs() < self.window
+        return seen
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """The rule as scores to add: [B, 1, Tq, Tk] float32, 0 where seen, -inf elsewhere.
+
+        A query that sees no key gets a row of zeros: its output is defined (and masked out later) instead of NaN.
+        """
+        seen = self.allowed
+        blind = ~seen.any(-1, keepdim=True)
+        bias = torch.zeros(seen.shape, dtype=torch.float32, device=seen.device)
+        return bias.masked_fill_(~(seen | blind), float("-inf"))[:, None]
+
+    @cached_property
+    def sighted(self) -> Tensor:
+        """[B, 1, Tq, 1] bool: the queries that see at least one key."""
+        return self.allowed.any(-1)[:, None, :, None]
+
+    @cached_property
+    def pattern(self) -> Pattern:
+        """The cheapest exact description: every key visible, lower triangle, or neither."""
+        batch, queries, keys = self.shape
+        if self.window is not None:
+            span = self.keys.position.max() - self.keys.position.min()
+            if int(span) >= self.window:
+                return "general"
+        if bool((self.keys.segment != self.keys.segment[:, :1]).any()) or bool((self.keys.segment == 0).any()):
+            return "general"
+        if bool((self.queries.segment != self.keys.segment[:, :1]).any()):
+            return "general"
+        if bool((self.keys.order.amax(1) <= self.queries.order.amin(1)).all()):
+            return "full"
+        if queries == keys and self.keys is self.queries and bool((self.keys.order.diff(dim=1) > 0).all()):
+            return "causal"
+        return "general"
+
+    @cached_property
+    def segments(self) -> Segments | None:
+        """The packed samples one by one, or None where no row holds more than one sample.
+
+        Attention over them costs the sum of squared segment lengths instead of the squared row length.
+        """
+        if self.keys is not self.queries:
+            return None
+        segment = self.queries.segment
+        batch, tokens = segment.shape
+        if int(segment.amax()) <= 1:
+            return None
+        row = torch.arange(batch, device=segment.device)[:, None].expand(batch, tokens)
+        key = torch.where(segment > 0, row * (segment.amax() + 1) + segment, -1).flatten()
+        flat = torch.argsort(key, stable=True)
+        flat = flat[key[flat] >= 0]
+        _, lengths = torch.unique_consecutive(key[flat], return_counts=True)
+        longest = int(lengths.amax())
+        inside = torch.arange(longest, device=segment.device)[None] < lengths[:, None]
+        index = torch.full((len(lengths), longest), -1, device=segment.device, dtype=torch.long)
+        index[inside] = flat
+        gather = index.clamp_min(0)
+        order, position = (side.flatten()[gather] for side in (self.queries.order, self.queries.position))
+        return Segments(index, AttentionRule(order, inside.long(), position, self.window))

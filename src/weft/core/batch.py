@@ -1,0 +1,95 @@
+"""The typed batch that every system takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from weft.core.attention_rule import AttentionRule
+from weft.core.layout import MediaLayout
+
+IGNORE = -100  # a target that carries no loss
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """Which sample a segment is: `row` and `segment` of the batch, and how data names it."""
+
+    row: int
+    segment: int
+    source: str
+    id: str
+    group: str = ""
+
+
+def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, dict):
+        return {k: _move(v, device, non_blocking) for k, v in value.items()}
+    if isinstance(value, Movable):
+        return value.to(device, non_blocking=non_blocking)
+    return value
+
+
+class Movable:
+    """A frozen dataclass whose tensors move together."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        assert dataclasses.is_dataclass(self)
+        fields = {f.name: _move(getattr(self, f.name), device, non_blocking) for f in dataclasses.fields(self)}
+        return type(self)(**fields)
+
+
+@dataclass(frozen=True)
+class TextSide(Movable):
+    """One text of the batch.
+
+    Shapes: everything [B, T]. `segment` 0 is padding. `targets[h][t]` is what head h must say at position t: the processor has
+    shifted already, and `IGNORE` marks no loss. `weights[h]` weighs each target's loss.
+    """
+
+    tokens: Tensor
+    order: Tensor
+    segment: Tensor
+    positions: Tensor
+    modality: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def rule(self) -> AttentionRule:
+        """The attention rule of this text."""
+        return AttentionRule(self.order, self.segment, self.positions)
+
+
+@dataclass(frozen=True)
+class MediaBatch(Movable):
+    """The media of one stream.
+
+    Shapes: `units` [N, ...] (images: [N, 3, H, W]), `unit_item` [N] ascending, `layout` one per item, `spans` [S, 5] = item,
+    offset in the item, row, start, length; `item_sample` [items] index into the batch's `samples`.
+    """
+
+    units: Tensor
+    unit_item: Tensor
+    layout: tuple[MediaLayout, ...]
+    spans: Tensor
+    item_sample: Tensor
+
+
+@dataclass(frozen=True)
+class MultimodalBatch(Movable):
+    """What `System.forward` takes: the text, the media by stream, and which sample is where."""
+
+    main: TextSide
+    media: dict[str, MediaBatch] = field(default_factory=dict)
+    samples: tuple[SampleRef, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, padding left out."""
+        return int((self.main.segment > 0).sum())

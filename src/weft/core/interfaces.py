@@ -1,0 +1,224 @@
+"""The contracts between rooms: encoders, projectors, language models, fusions, systems, objectives.
+
+Letters: B rows, T tokens, N media units, L features per unit, C encoder width, D model width, P media tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from weft.core import config
+from weft.core.batch import MultimodalBatch, TextSide
+from weft.core.cache import Cache
+from weft.core.errors import ConfigError
+from weft.core.layout import MediaLayout
+from weft.core.media import MediaFeatures, MediaTokens
+from weft.core.output import LossTerms, SystemOutput
+from weft.core.sequence import TokenSequence
+
+
+class ModalityEncoder(nn.Module, ABC):
+    """Media units in, features out.
+
+    Shapes: units [N, ...] -> `MediaFeatures` with values [N, L, C].
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        modality: ClassVar[str] = "image"
+
+        @abstractmethod
+        def build(self) -> ModalityEncoder: ...
+
+        @property
+        @abstractmethod
+        def output_width(self) -> int:
+            """C, the width of the features."""
+
+        @property
+        def pooled_width(self) -> int:
+            """E, the width of `pool`'s vectors."""
+            return self.output_width
+
+        @abstractmethod
+        def layout(self) -> MediaLayout:
+            """The feature grid of one unit at this encoder's resolution."""
+
+        @classmethod
+        def sizes(cls) -> Mapping[str, Self]:
+            """The published sizes by name."""
+            return {}
+
+    config: Any
+
+    @abstractmethod
+    def forward(self, units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ...]) -> MediaFeatures: ...
+
+    def pool(self, units: Tensor) -> Tensor:
+        """One vector per unit, [N, E], through the full depth: what a dual encoder compares.
+
+        Raises: ConfigError where the encoder has no pooling of its own.
+        """
+        raise ConfigError(f"{type(self).__name__} has no pooled output; a dual encoder needs one that has (CLIP, SigLIP)")
+
+
+class TextEncoder(nn.Module, ABC):
+    """A text in, one pooled vector a row out: the text tower of a dual encoder."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        @abstractmethod
+        def build(self) -> TextEncoder: ...
+
+        @property
+        @abstractmethod
+        def output_width(self) -> int:
+            """E, the width of the pooled vector."""
+
+        @property
+        @abstractmethod
+        def context(self) -> int:
+            """The longest text, in tokens."""
+
+    @abstractmethod
+    def forward(self, text: TextSide) -> Tensor:
+        """Shapes: text [B, T] -> [B, E]."""
+
+
+class InputProjector(nn.Module, ABC):
+    """Features of any encoder in, tokens of the language model's width out.
+
+    Shapes: features [N, L, C] -> `MediaTokens` with values [P, D] in item order (`MediaTokens.from_units` flattens).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        @abstractmethod
+        def build(self, input_width: int, output_width: int) -> InputProjector: ...
+
+        @abstractmethod
+        def num_tokens(self, layout: MediaLayout) -> int:
+            """Tokens that one medium of this layout becomes: arithmetic, no weights."""
+
+    config: Any
+
+    @abstractmethod
+    def forward(self, features: MediaFeatures) -> MediaTokens: ...
+
+
+class LanguageModel(nn.Module, ABC):
+    """A stack of blocks over embedded tokens; every block has three slots that a fusion may fill."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        @abstractmethod
+        def build(self) -> LanguageModel: ...
+
+        @property
+        @abstractmethod
+        def output_width(self) -> int:
+            """D, the width of embeddings and hidden states."""
+
+        @property
+        @abstractmethod
+        def vocabulary(self) -> int: ...
+
+        @property
+        @abstractmethod
+        def context(self) -> int:
+            """The longest sequence that the positions were made for, in tokens."""
+
+        @classmethod
+        def sizes(cls) -> Mapping[str, Self]:
+            """The published sizes by name."""
+            return {}
+
+    config: Any
+    blocks: nn.ModuleList
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Shapes: tokens [B, T] -> [B, T, D]."""
+
+    @abstractmethod
+    def forward(
+        self, sequence: TokenSequence, cache: Cache | None = None, start: int = 0, stop: int | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Run blocks `start` to `stop`; returns (hidden [B, T, D], memory). After the last block comes the final norm."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Shapes: hidden [..., D] -> logits [..., V]."""
+
+
+class Fusion(nn.Module, ABC):
+    """How media reach the language model: surgery once, then a straight line."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        streams: tuple[str, ...] = ("image",)
+
+        @abstractmethod
+        def build(self) -> Fusion: ...
+
+        @abstractmethod
+        def num_positions(self, num_tokens: int) -> int:
+            """Positions that a medium of `num_tokens` tokens takes in the text."""
+
+    config: Any
+
+    @abstractmethod
+    def install(self, language_model: LanguageModel) -> None:
+        """Change the language model once; may add parameter names, never renames, resizes or changes one."""
+
+    @abstractmethod
+    def fuse(self, sequence: TokenSequence, media: Mapping[str, MediaTokens]) -> TokenSequence: ...
+
+
+class System(nn.Module, ABC):
+    """Wires parts together; `forward` never branches on a family."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        @abstractmethod
+        def build(self) -> System: ...
+
+    config: Any
+
+    @abstractmethod
+    def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
+        """Run each stream's encoder once."""
+
+    @abstractmethod
+    def forward(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> SystemOutput:
+        """`media` given, the encoders are not run."""
+
+
+class Objective(nn.Module, ABC):
+    """What a stage optimises.
+
+    `additive` objectives sum over tokens or samples, so any split into micro-batches and ranks gives the same loss; one with
+    in-batch negatives is not additive and the trainer refuses to accumulate it.
+    """
+
+    additive: ClassVar[bool] = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config, ABC):
+        @abstractmethod
+        def build(self) -> Objective: ...
+
+    @abstractmethod
+    def weights(self, batch: MultimodalBatch) -> dict[str, Tensor]:
+        """What normalises each term; needs no forward."""
+
+    @abstractmethod
+    def forward(self, system: System, batch: MultimodalBatch) -> LossTerms: ...
+
+    def after_step(self, system: System) -> None:  # noqa: B027 - most objectives have nothing to do here
+        """Called after every optimizer step."""

@@ -1,0 +1,24 @@
+"""The embedded sequence that flows through a language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from weft.core.attention_rule import AttentionRule
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Embeddings and everything that blocks may ask of their tokens.
+
+    Shapes: `embeddings` [B, T, D], `positions` [B, T], `modality` [B, T] (0 is text), `memory` by name.
+    """
+
+    embeddings: Tensor
+    positions: Tensor
+    rule: AttentionRule
+    modality: Tensor
+    memory: dict[str, Any] = field(default_factory=dict)

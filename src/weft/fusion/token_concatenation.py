@@ -1,0 +1,71 @@
+"""Media tokens stand in the text's sequence: LLaVA and most that came after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from weft.core.errors import MediaTokenMismatch
+from weft.core.interfaces import Fusion, LanguageModel
+from weft.core.media import MediaTokens
+from weft.core.sequence import TokenSequence
+
+
+class TokenConcatenation(Fusion):
+    """Write each medium's tokens over the positions that the processor reserved for it.
+
+    Shapes: embeddings [B, T, D] with spans [S, 5] -> [B, T, D]. Adds no parameter to the language model.
+    Source: LLaVA, arXiv:2304.08485.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Fusion.Config):
+        def build(self) -> TokenConcatenation:
+            return TokenConcatenation(self)
+
+        def num_positions(self, num_tokens: int) -> int:
+            return num_tokens
+
+        @classmethod
+        def tiny(cls) -> Self:
+            return cls()
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def install(self, language_model: LanguageModel) -> None:
+        """Nothing to change: the tokens are ordinary tokens to the language model."""
+
+    def fuse(self, sequence: TokenSequence, media: Mapping[str, MediaTokens]) -> TokenSequence:
+        embeddings = sequence.embeddings
+        batch, tokens, width = embeddings.shape
+        for stream in self.config.streams:
+            if stream not in media:
+                continue
+            items = media[stream]
+            assert items.spans is not None
+            source, target = span_indices(items, tokens)
+            if len(target) < len(items.values):
+                raise MediaTokenMismatch(
+                    f"stream {stream!r}: the batch reserves {len(target)} positions for {len(items.values)} media tokens; "
+                    "build processor and system from one config"
+                )
+            values = items.values[source].to(embeddings.dtype)
+            embeddings = embeddings.flatten(0, 1).index_copy(0, target, values).view(batch, tokens, width)
+        return replace(sequence, embeddings=embeddings)
+
+
+def span_indices(items: MediaTokens, tokens: int) -> tuple[Tensor, Tensor]:
+    """Where media tokens come from and go to: indices into the flat media tokens and into the flat [B * T] text."""
+    assert items.spans is not None
+    spans = items.spans
+    first = torch.searchsorted(items.item.contiguous(), spans[:, 0].contiguous())
+    length = spans[:, 4]
+    span = torch.repeat_interleave(torch.arange(len(spans), device=spans.device), length)
+    inside = torch.arange(len(span), device=spans.device) - (length.cumsum(0) - length)[span]
+    return (first + spans[:, 1])[span] + inside, (spans[:, 2] * tokens + spans[:, 3])[span] + inside

@@ -1,0 +1,146 @@
+"""The Llama-type decoder: Llama 1 to 3, Vicuna, Qwen 2 and 3.
+
+Source: LLaMA, arXiv:2302.13971; Llama 3, arXiv:2407.21783; Qwen2, arXiv:2407.10671; Qwen3, arXiv:2505.09388.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from weft.core.cache import Cache
+from weft.core.interfaces import LanguageModel
+from weft.core.sequence import TokenSequence
+from weft.layers.attention import Attention
+from weft.layers.block import PreNormBlock
+from weft.layers.feed_forward import GatedFeedForward
+from weft.layers.norms import RMSNorm
+from weft.layers.rotary import Llama3Scaling, Rotary
+from weft.layers.slots import BlockContext
+
+
+class Decoder(LanguageModel):
+    """A causal decoder with RMS norms, rotary positions, grouped heads and a gated feed-forward.
+
+    Shapes: embeddings [B, T, D] -> hidden [B, T, D]; head [.., D] -> [.., V].
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LanguageModel.Config):
+        vocabulary: int = 32_000
+        width: int = 4096
+        num_layers: int = 32
+        num_heads: int = 32
+        num_key_value_heads: int = 32
+        head_width: int | None = None
+        feed_forward_width: int = 11_008
+        context: int = 2048
+        rope_theta: float = 10_000.0
+        rope_scaling: Llama3Scaling | None = None
+        norm_eps: float = 1e-5
+        attention_bias: bool = False
+        head_norm: bool = False
+        tied_head: bool = False
+
+        def build(self) -> Decoder:
+            return Decoder(self)
+
+        @property
+        def output_width(self) -> int:
+            return self.width
+
+        @classmethod
+        def tiny(cls) -> Self:
+            return cls(
+                vocabulary=96, width=64, num_layers=2, num_heads=4, num_key_value_heads=2, feed_forward_width=128, context=256
+            )
+
+        @classmethod
+        def sizes(cls) -> Mapping[str, Self]:
+            llama_13b = {"width": 5120, "num_layers": 40, "num_heads": 40, "num_key_value_heads": 40, "feed_forward_width": 13_824}
+            qwen: dict[str, Any] = {"rope_theta": 1e6, "norm_eps": 1e-6, "context": 32_768}
+            return {
+                "llama-7b": cls(norm_eps=1e-6),
+                "llama-13b": cls(norm_eps=1e-6, **llama_13b),
+                "vicuna-7b-v1.5": cls(context=4096),
+                "vicuna-13b-v1.5": cls(context=4096, **llama_13b),
+                "llama-3.1-8b": cls(
+                    vocabulary=128_256, num_key_value_heads=8, feed_forward_width=14_336, context=131_072,
+                    rope_theta=500_000.0, rope_scaling=Llama3Scaling(),
+                ),
+                "llama-3.2-1b": cls(
+                    vocabulary=128_256, width=2048, num_layers=16, num_heads=32, num_key_value_heads=8, head_width=64,
+                    feed_forward_width=8192, context=131_072, rope_theta=500_000.0, rope_scaling=Llama3Scaling(factor=32.0),
+                    tied_head=True,
+                ),
+                "qwen2.5-0.5b": cls(
+                    vocabulary=151_936, width=896, num_layers=24, num_heads=14, num_key_value_heads=2,
+                    feed_forward_width=4864, attention_bias=True, tied_head=True, **qwen,
+                ),
+                "qwen2.5-7b": cls(
+                    vocabulary=152_064, width=3584, num_layers=28, num_heads=28, num_key_value_heads=4,
+                    feed_forward_width=18_944, attention_bias=True, **qwen,
+                ),
+                "qwen3-0.6b": cls(
+                    vocabulary=151_936, width=1024, num_layers=28, num_heads=16, num_key_value_heads=8, head_width=128,
+                    feed_forward_width=3072, head_norm=True, tied_head=True, **(qwen | {"context": 40_960}),
+                ),
+            }  # fmt: skip
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        c, width = config, config.width
+        head_width = c.head_width or width // c.num_heads
+        self.embedding = nn.Embedding(c.vocabulary, width)
+        self.rotary = Rotary(head_width, c.rope_theta, c.rope_scaling)
+
+        def head_norm(size: int) -> nn.Module:
+            return RMSNorm(size, c.norm_eps)
+
+        self.blocks = nn.ModuleList(
+            PreNormBlock(
+                RMSNorm(width, c.norm_eps),
+                Attention(
+                    width, c.num_heads, c.num_key_value_heads, head_width, layer=layer,
+                    input_bias=c.attention_bias, output_bias=False, head_norm=head_norm if c.head_norm else None,
+                ),
+                RMSNorm(width, c.norm_eps),
+                GatedFeedForward(width, c.feed_forward_width),
+            )
+            for layer in range(c.num_layers)
+        )  # fmt: skip
+        self.final_norm = RMSNorm(width, c.norm_eps)
+        self.output = nn.Linear(width, c.vocabulary, bias=False)
+        if c.tied_head:
+            self.output.weight = self.embedding.weight
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Normal with deviation 0.02 for every matrix, as the published models start."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens)
+
+    def forward(
+        self, sequence: TokenSequence, cache: Cache | None = None, start: int = 0, stop: int | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        stop = len(self.blocks) if stop is None else stop
+        context = BlockContext(sequence.rule, self.rotary(sequence.positions), sequence.modality, cache)
+        hidden, memory = sequence.embeddings, sequence.memory
+        for block in self.blocks[start:stop]:
+            hidden, memory = block(hidden, memory, context)
+        if stop == len(self.blocks):
+            hidden = self.final_norm(hidden)
+        return hidden, memory
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden)

@@ -1,0 +1,56 @@
+"""Multi-head attention under a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from weft.layers.kernels import attend
+from weft.layers.rotary import rotate
+from weft.layers.slots import BlockContext
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped key and value heads, optional rotary positions and query/key norms.
+
+    Shapes: hidden [B, T, D] -> [B, T, D]. `layer` is the block's index, the cache's address.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_key_value_heads: int | None = None,
+        head_width: int | None = None,
+        *,
+        layer: int = 0,
+        input_bias: bool = True,
+        output_bias: bool = True,
+        head_norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_key_value_heads = num_key_value_heads or num_heads
+        self.head_width = head_width or width // num_heads
+        self.layer = layer
+        inner, inner_kv = self.num_heads * self.head_width, self.num_key_value_heads * self.head_width
+        self.query = nn.Linear(width, inner, bias=input_bias)
+        self.key = nn.Linear(width, inner_kv, bias=input_bias)
+        self.value = nn.Linear(width, inner_kv, bias=input_bias)
+        self.output = nn.Linear(inner, width, bias=output_bias)
+        self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
+        self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
+
+    def forward(self, hidden: Tensor, context: BlockContext) -> Tensor:
+        batch, tokens, _ = hidden.shape
+        query = self.query_norm(self.query(hidden).view(batch, tokens, self.num_heads, self.head_width)).transpose(1, 2)
+        shape = (batch, tokens, self.num_key_value_heads, self.head_width)
+        key = self.key_norm(self.key(hidden).view(shape)).transpose(1, 2)
+        value = self.value(hidden).view(shape).transpose(1, 2)
+        if context.rotary is not None:
+            query, key = rotate(query, context.rotary), rotate(key, context.rotary)
+        if context.cache is not None:
+            key, value = context.cache.append(self.layer, key, value)
+        mixed = attend(query, key, value, context.rule)
+        return self.output(mixed.transpose(1, 2).reshape(batch, tokens, -1))

@@ -1,0 +1,34 @@
+"""The pre-norm transformer block with its three slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from weft.layers.slots import BlockContext, PassThrough
+
+
+class PreNormBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); a fusion may fill the slots around both.
+
+    Shapes: hidden [B, T, D] -> [B, T, D]; `memory` is carried along for the slots.
+    """
+
+    def __init__(self, attention_norm: nn.Module, attention: nn.Module, feed_forward_norm: nn.Module, feed_forward: nn.Module) -> None:
+        super().__init__()
+        self.before_attention: nn.Module = PassThrough()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.before_feed_forward: nn.Module = PassThrough()
+        self.feed_forward_norm = feed_forward_norm
+        self.feed_forward = feed_forward
+        self.after_block: nn.Module = PassThrough()
+
+    def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
+        hidden, memory = self.before_attention(hidden, memory, context)
+        hidden = hidden + self.attention(self.attention_norm(hidden), context)
+        hidden, memory = self.before_feed_forward(hidden, memory, context)
+        hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        hidden, memory = self.after_block(hidden, memory, context)
+        return hidden, memory

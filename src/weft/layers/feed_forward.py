@@ -1,0 +1,64 @@
+"""Feed-forward layers and their activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.core.errors import unknown_name
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI CLIP's approximation, x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of a name; ConfigError names the nearest ones."""
+    if name not in ACTIVATIONS:
+        raise unknown_name("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, linear. Shapes: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, width: int, hidden_width: int, activation_name: str = "gelu", bias: bool = True) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden_width, bias=bias)
+        self.down = nn.Linear(hidden_width, width, bias=bias)
+        self.activation = activation(activation_name)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(hidden)))
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU-type feed-forward (arXiv:2002.05202). Shapes: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, width: int, hidden_width: int, activation_name: str = "silu", bias: bool = False) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden_width, bias=bias)
+        self.up = nn.Linear(width, hidden_width, bias=bias)
+        self.down = nn.Linear(hidden_width, width, bias=bias)
+        self.activation = activation(activation_name)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(hidden)) * self.up(hidden))

@@ -1,0 +1,133 @@
+"""Attention kernels: several exact ways to compute one rule, and the choice between them.
+
+Every kernel takes q [B, H, Tq, d], k and v [B, Hkv, Tk, d] (Hkv divides H) and an `AttentionRule`, and returns [B, H, Tq, d].
+A query that sees no key returns zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weft.core.attention_rule import AttentionRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Kernel = Callable[[Tensor, Tensor, Tensor, AttentionRule], Tensor]
+
+_forced: list[str] = []
+_recorded: list[list[Tensor]] = []
+
+
+@contextmanager
+def force_kernel(name: str) -> Iterator[None]:
+    """Use one kernel by name inside the block; tests compare each against `reference`."""
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+@contextmanager
+def record_attention() -> Iterator[list[Tensor]]:
+    """Run the reference kernel inside the block and collect each call's probabilities [B, H, Tq, Tk] in call order."""
+    maps: list[Tensor] = []
+    _recorded.append(maps)
+    try:
+        with force_kernel("reference"):
+            yield maps
+    finally:
+        _recorded.pop()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """Attention by the fastest kernel that is exact for this rule, device and shape."""
+    if _forced:
+        return KERNELS[_forced[-1]](query, key, value, rule)
+    segments = rule.segments if rule.shape[1] > 1 else None
+    if segments is not None:
+        return packed(query, key, value, rule)
+    return _choose(query, rule)(query, key, value, rule)
+
+
+def _choose(query: Tensor, rule: AttentionRule) -> Kernel:
+    # Measured: on a CPU the fused kernel's bf16 backward is 5 times slower than matmul and softmax at these lengths.
+    reduced = query.dtype in (torch.bfloat16, torch.float16)
+    if query.device.type == "cpu" and reduced and query.requires_grad and rule.shape[2] <= 1024:
+        return plain
+    return fused
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """The definition, in float32, with every matrix written out."""
+    key, value = _repeat_heads(query, key, value)
+    scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+    allowed = rule.allowed[:, None]
+    probabilities = torch.softmax(scores.masked_fill(~allowed, float("-inf")), -1).nan_to_num(0.0)
+    if _recorded:
+        _recorded[-1].append(probabilities.detach())
+    return (probabilities @ value.float()).to(query.dtype)
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """Two matrix products and a softmax in the working precision."""
+    key, value = _repeat_heads(query, key, value)
+    scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
+    if rule.pattern != "full":
+        scores = scores + rule.bias.to(scores.dtype)
+    return _silence(torch.softmax(scores, -1).to(value.dtype) @ value, rule)
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """PyTorch's fused kernel."""
+    grouped = query.shape[1] != key.shape[1]
+    pattern = rule.pattern
+    if pattern == "general":
+        mask = rule.bias.to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+        return _silence(out, rule)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=pattern == "causal", enable_gqa=grouped)
+
+
+def packed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """Sample by sample: gather the segments into a padded batch, attend inside it, scatter back."""
+    segments = rule.segments
+    if segments is None:
+        return _choose(query, rule)(query, key, value, rule)
+    index = segments.index
+    inside = index >= 0
+    gather = index.clamp_min(0)
+
+    def split(x: Tensor) -> Tensor:  # [B, H, T, d] -> [S, H, L, d]
+        return x.transpose(1, 2).flatten(0, 1)[gather].transpose(1, 2)
+
+    kernel = _choose(query, segments.rule)
+    out = kernel(split(query), split(key), split(value), segments.rule).transpose(1, 2)
+    batch, heads, tokens, width = query.shape
+    flat = out.new_zeros(batch * tokens, heads, width)
+    flat = flat.index_put((index[inside],), out[inside])
+    return flat.view(batch, tokens, heads, width).transpose(1, 2)
+
+
+KERNELS: dict[str, Kernel] = {"reference": reference, "plain": plain, "fused": fused, "packed": packed}
+
+
+def _repeat_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1:
+        return key, value
+    return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+
+
+def _silence(out: Tensor, rule: AttentionRule) -> Tensor:
+    """Zero for a query that sees nothing, whatever its row of the softmax was."""
+    if rule.pattern != "general":
+        return out
+    return out * rule.sighted.to(out.dtype)

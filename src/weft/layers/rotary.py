@@ -1,0 +1,59 @@
+"""Rotary position embedding (RoFormer, arXiv:2104.09864), in the half-split layout of Llama."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weft.core import config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling(config.Config):
+    """Frequency scaling of Llama 3.1 (wavelengths beyond the original context are stretched by `factor`)."""
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+
+class Rotary(nn.Module):
+    """Cosine and sine tables for given positions.
+
+    Shapes: positions [B, T] -> (cos, sin), each [B, 1, T, head_width].
+    """
+
+    inverse_frequency: Tensor
+
+    def __init__(self, head_width: int, theta: float, scaling: Llama3Scaling | None = None) -> None:
+        super().__init__()
+        self.head_width, self.theta, self.scaling = head_width, theta, scaling
+        self.register_buffer("inverse_frequency", self.frequencies(), persistent=False)
+
+    def frequencies(self) -> Tensor:
+        """The inverse frequencies; never saved, rebuilt from the config."""
+        exponent = torch.arange(0, self.head_width, 2, dtype=torch.int64).float() / self.head_width
+        inverse = 1.0 / (self.theta**exponent)
+        if self.scaling is None:
+            return inverse
+        s = self.scaling
+        wavelength = 2 * math.pi / inverse
+        smooth = (s.original_context / wavelength - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor)
+        smooth = smooth.clamp(0, 1)
+        return (1 - smooth) * inverse / s.factor + smooth * inverse
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angle = positions[:, None, :, None].float() * self.inverse_frequency.float()
+        angle = torch.cat((angle, angle), -1)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries or keys [B, H, T, d] by their positions' angles."""
+    cos, sin = rotary
+    first, second = x.chunk(2, -1)
+    return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)

@@ -1,0 +1,28 @@
+"""The three slots of a block, and what a block tells the modules in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from weft.core.attention_rule import AttentionRule
+from weft.core.cache import Cache
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What holds for all blocks of one forward: the rule, rotary tables if any, token modality, the cache."""
+
+    rule: AttentionRule
+    rotary: tuple[Tensor, Tensor] | None = None
+    modality: Tensor | None = None
+    cache: Cache | None = None
+
+
+class PassThrough(nn.Module):
+    """An empty slot."""
+
+    def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
+        return hidden, memory

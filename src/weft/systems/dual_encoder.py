@@ -1,0 +1,66 @@
+"""Two towers that meet in one space: CLIP, SigLIP and their kin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from weft.core.batch import MultimodalBatch
+from weft.core.interfaces import ModalityEncoder, System, TextEncoder
+from weft.core.media import MediaFeatures
+from weft.core.output import SystemOutput
+
+
+class DualEncoder(System):
+    """A media tower and a text tower, each pooled, projected where the family projects, and normalised.
+
+    Shapes: N media and B texts -> embeddings "media" [N, E] and "text" [B, E], of length 1.
+    Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(System.Config):
+        media: ModalityEncoder.Config
+        text: TextEncoder.Config
+        embedding_width: int | None = None  # None: the towers' pooled vectors are compared as they are
+        initial_scale: float = 1 / 0.07
+        initial_bias: float | None = None  # SigLIP's; None: no bias
+        stream: str = "image"
+
+        def build(self) -> DualEncoder:
+            return DualEncoder(self)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.media = config.media.build()
+        self.text = config.text.build()
+        self.media_projection: nn.Module = nn.Identity()
+        self.text_projection: nn.Module = nn.Identity()
+        if config.embedding_width is not None:
+            self.media_projection = nn.Linear(config.media.pooled_width, config.embedding_width, bias=False)
+            self.text_projection = nn.Linear(config.text.output_width, config.embedding_width, bias=False)
+            nn.init.normal_(self.media_projection.weight, std=config.media.pooled_width**-0.5)
+            nn.init.normal_(self.text_projection.weight, std=config.text.output_width**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
+        self.logit_bias = nn.Parameter(torch.tensor(config.initial_bias)) if config.initial_bias is not None else None
+
+    def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
+        media = batch.media[self.config.stream]
+        return {self.config.stream: self.media(media.units, media.unit_item, media.layout)}
+
+    def forward(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> SystemOutput:
+        """A side that the batch does not hold is left out, so either tower runs alone."""
+        embeddings = {}
+        if self.config.stream in batch.media:
+            pooled = self.media.pool(batch.media[self.config.stream].units)
+            embeddings["media"] = F.normalize(self.media_projection(pooled), dim=-1)
+        if batch.main.tokens.numel():
+            embeddings["text"] = F.normalize(self.text_projection(self.text(batch.main)), dim=-1)
+        return SystemOutput(embeddings=embeddings)

@@ -1,0 +1,120 @@
+"""A causal language model that sees: streams of media, joined by a list of fusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from weft.core import config
+from weft.core.batch import MultimodalBatch
+from weft.core.errors import ConfigError, MediaTokenMismatch
+from weft.core.interfaces import Fusion, InputProjector, LanguageModel, ModalityEncoder, System
+from weft.core.media import MediaFeatures, MediaTokens
+from weft.core.output import SystemOutput
+from weft.core.sequence import TokenSequence
+
+
+class Stream(nn.Module):
+    """One modality on its way to the language model: an encoder and its projector."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(config.Config):
+        encoder: ModalityEncoder.Config
+        projector: InputProjector.Config
+
+        @property
+        def num_tokens(self) -> int:
+            """Tokens of one medium at the encoder's own resolution."""
+            return self.projector.num_tokens(self.encoder.layout())
+
+        def build(self, width: int) -> Stream:
+            return Stream(self.encoder.build(), self.projector.build(self.encoder.output_width, width))
+
+    def __init__(self, encoder: ModalityEncoder, projector: InputProjector) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+
+class MultimodalLM(System):
+    """Encoders and projectors by stream, a language model, and the fusions that join them.
+
+    Shapes: batch of text [B, T] and media -> hidden [B, T, D]; head "text" gives [.., V].
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(System.Config):
+        language_model: LanguageModel.Config
+        streams: Mapping[str, Stream.Config] = field(default_factory=dict)
+        fusions: tuple[Fusion.Config, ...] = ()
+
+        def __post_init__(self) -> None:
+            read = [stream for fusion in self.fusions for stream in fusion.streams]
+            if sorted(read) != sorted(self.streams):
+                raise ConfigError(f"each stream is read by exactly one fusion: streams {sorted(self.streams)}, read {sorted(read)}")
+
+        def build(self) -> MultimodalLM:
+            return MultimodalLM(self)
+
+        def num_positions(self, stream: str) -> int:
+            """Positions that one medium of a stream takes in the text."""
+            for fusion in self.fusions:
+                if stream in fusion.streams:
+                    return fusion.num_positions(self.streams[stream].num_tokens)
+            raise ConfigError(f"no stream {stream!r}; this system has {sorted(self.streams)}")
+
+        @classmethod
+        def tiny(cls) -> Self:
+            raise NotImplementedError("systems are built tiny by their recipes")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.language_model = config.language_model.build()
+        width = config.language_model.output_width
+        self.streams = nn.ModuleDict({name: stream.build(width) for name, stream in config.streams.items()})
+        self.fusions = nn.ModuleList(fusion.build() for fusion in config.fusions)
+        for fusion in self.fusions:
+            fusion.install(self.language_model)
+
+    def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
+        features = {}
+        for name, media in batch.media.items():
+            encoder = self.streams[name].encoder
+            trained = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
+            with torch.set_grad_enabled(trained):
+                features[name] = encoder(media.units, media.unit_item, media.layout)
+        return features
+
+    def project(self, batch: MultimodalBatch, features: Mapping[str, MediaFeatures]) -> dict[str, MediaTokens]:
+        """Features to tokens, with the token count held to the projector's promise."""
+        tokens = {}
+        for name, feature in features.items():
+            projector = self.streams[name].projector
+            emitted = projector(feature)
+            promised = sum(projector.config.num_tokens(layout) for layout in feature.layout)
+            if len(emitted.values) != promised:
+                raise MediaTokenMismatch(
+                    f"stream {name!r}: {type(projector).__name__} promised {promised} tokens for {len(feature.layout)} media "
+                    f"and emitted {len(emitted.values)}; its num_tokens disagrees with its forward"
+                )
+            tokens[name] = replace(emitted, spans=batch.media[name].spans)
+        return tokens
+
+    def sequence(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> TokenSequence:
+        """The embedded batch with every fusion applied: what the language model reads."""
+        features = self.encode(batch) if media is None else media
+        tokens = self.project(batch, features)
+        text = batch.main
+        sequence = TokenSequence(self.language_model.embed(text.tokens), text.positions, text.rule(), text.modality)
+        for fusion in self.fusions:
+            sequence = fusion.fuse(sequence, tokens)
+        return sequence
+
+    def forward(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> SystemOutput:
+        hidden, _ = self.language_model(self.sequence(batch, media))
+        return SystemOutput(hidden=hidden, heads={"text": self.language_model.head})

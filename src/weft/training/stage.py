@@ -1,0 +1,106 @@
+"""A stage and a recipe: what is trained, on what, how, in which order. Data, not code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from weft.core import config
+from weft.core.errors import ConfigError, unknown_name
+from weft.core.interfaces import Objective, System
+from weft.data.dataset import Dataset
+from weft.data.processor import Processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(config.Config):
+    """AdamW, or Muon on the matrices of hidden layers with AdamW on the rest.
+
+    `learning_rate` is AdamW's peak; `matrix_rate` Muon's. `rates` multiplies the rate of parameters whose name matches a pattern.
+    Weight decay leaves out parameters with fewer than two dimensions.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    matrix_rate: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(config.Config):
+    """Linear warm-up, then a decay to `final` times the peak over the remaining steps.
+
+    `warmup` below 1 is a share of the steps (rounded up), otherwise a number of steps. "trapezoid" stays at the peak and falls
+    linearly over the last `cooldown` share.
+    """
+
+    decay: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"
+    warmup: float = 0.03
+    final: float = 0.0
+    cooldown: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(config.Config):
+    """One stage of a recipe.
+
+    `train` lists name patterns (`fnmatch`; `!` excludes), each of which must match a parameter. `system` rebuilds the system for
+    this stage; `takes` then maps source patterns of the stage before (named in `after`, by default the one before) to target
+    prefixes: `{"media.*": "streams.image.encoder."}`. Every target key is filled or matches a pattern in `new`.
+    Units: `batch_size` samples per optimizer step, `micro_batch_size` per forward (None: all at once), `max_tokens` per sample.
+    """
+
+    name: str
+    title: str = ""
+    system: System.Config
+    train: tuple[str, ...]
+    takes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {earlier stage: {pattern: target prefix}}
+    new: tuple[str, ...] = ()
+    processor: Processor.Config
+    data: Dataset.Config
+    validation: Dataset.Config | None = None
+    objective: Objective.Config
+    batch_size: int
+    micro_batch_size: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    max_tokens: int = 2048
+    packing: bool = False
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError(f"stage {self.name!r} takes either steps or epochs, got steps={self.steps}, epochs={self.epochs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(config.Config):
+    """A published system as data: its stages in order; the last stage's system and processor are what is served."""
+
+    name: str
+    size: str = ""
+    paper: str = ""
+    about: str = ""
+    stages: tuple[Stage, ...]
+
+    @property
+    def system(self) -> System.Config:
+        return self.stages[-1].system
+
+    @property
+    def processor(self) -> Processor.Config:
+        return self.stages[-1].processor
+
+    def stage(self, name: str) -> Stage:
+        """The stage of a name; ConfigError names the nearest ones."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise unknown_name("stage", name, [s.name for s in self.stages])
