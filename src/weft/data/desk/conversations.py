@@ -8,7 +8,7 @@ import numpy as np
 
 from weft.core.conversation import Conversation, Media, Message, Part, Region, Text, assistant, user
 from weft.data.desk.dice import Dice
-from weft.data.desk.questions import Question, asker, detailed_caption, place, raster
+from weft.data.desk.questions import Question, asker, detailed_caption, place, raster, with_article
 from weft.data.desk.scene import Box, Scene
 
 RenderBox = Callable[[Box], str]
@@ -52,7 +52,7 @@ def as_caption(picture: np.ndarray, scene: Scene, dice: Dice) -> tuple[Message, 
         text = detailed_caption(scene)
     else:
         thing = dice.choice(scene.things)
-        text = f"a {thing.name} {place(thing)}"
+        text = f"{with_article(thing)} {place(thing)}"
     return user(Media(picture)), assistant(text)
 
 

@@ -51,7 +51,7 @@ def _digit_cover(scan: int, width: int, height: int) -> np.ndarray:
     pixels = all_scans()[scan].pixels
     tall = _stretch(pixels.shape[0], height) @ pixels @ _stretch(pixels.shape[1], width).T
     # Pencil-grey scans are pushed towards full ink, as a pen would draw them.
-    return np.minimum(np.rint(tall * (256 * 1.4 / _FULL_INK)), 256).astype(np.int32)[:, :, None]
+    return np.minimum(np.rint(tall * (256 * 1.15 / _FULL_INK)), 256).astype(np.int32)[:, :, None]
 
 
 @lru_cache(maxsize=4096)

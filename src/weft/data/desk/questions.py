@@ -44,9 +44,7 @@ def rightmost(scene: Scene, dice: Dice) -> Question | None:
     """The digit furthest to the right, of at least two."""
     if len(scene.digits) < 2:
         return None
-    ask = dice.choice(
-        ("Which digit is rightmost?", "Which digit is furthest to the right?", "Name the rightmost digit.")
-    )
+    ask = dice.choice(("Which digit is rightmost?", "Which digit is furthest to the right?", "Name the rightmost digit."))
     return _question("rightmost", ask, str(scene.left_to_right[-1].value))
 
 
@@ -92,7 +90,7 @@ def presence(scene: Scene, dice: Dice) -> Question | None:
         value, truth = dice.choice(sorted(there)), "yes"
     else:
         value, truth = dice.choice([v for v in range(10) if v not in there]), "no"
-    ask = dice.choice(("Is there a {}?", "Do you see a {}?", "Does the desk have a {}?"))
+    ask = dice.choice(("Is there any {}?", "Do you see any {}?", "Does the desk show any {}?"))
     return _question("presence", ask.format(value), truth)
 
 
@@ -211,17 +209,22 @@ def asker(type: str) -> Asker:
 
 def short_caption(scene: Scene) -> str:
     """For example `a red 7, a blue 3`: the digits, left to right."""
-    return ", ".join(f"a {d.name}" for d in scene.left_to_right)
+    return ", ".join(with_article(d) for d in scene.left_to_right)
 
 
 def detailed_caption(scene: Scene) -> str:
     """For example `a red 7 top left, a blue cup bottom right`: everything with its place, in raster order."""
-    return ", ".join(f"a {thing.name} {place(thing)}" for thing in raster(scene))
+    return ", ".join(f"{with_article(thing)} {place(thing)}" for thing in raster(scene))
 
 
 def raster(scene: Scene) -> list[Thing]:
     """Digits and shapes as one reads a page: by quarter of the height, then from left to right."""
     return sorted(scene.things, key=lambda t: (int((t.box[1] + t.box[3]) * 2), t.box[0] + t.box[2]))
+
+
+def with_article(thing: Thing) -> str:
+    """For example `a red 7`, `an orange cup`."""
+    return f"{'an' if thing.ink[0] in 'aeiou' else 'a'} {thing.name}"
 
 
 def place(thing: Thing) -> str:

@@ -63,9 +63,7 @@ def all_scans() -> tuple[Scan, ...]:
     data = load_digits()
     images = np.rint(data.images).astype(np.int64)
     if len(images) != NUM_SCANS:
-        raise WeftError(
-            f"scikit-learn's load_digits has {len(images)} scans, expected {NUM_SCANS}; reinstall weft[demo]"
-        )
+        raise WeftError(f"scikit-learn's load_digits has {len(images)} scans, expected {NUM_SCANS}; reinstall weft[demo]")
     pairs = zip(images, data.target, strict=True)
     return tuple(Scan(i, int(value), _crop(image)) for i, (image, value) in enumerate(pairs))
 

@@ -116,8 +116,7 @@ def sample_scene(dice: Dice, split: Split, max_digits: int = MAX_DIGITS, max_sha
     """
     if not 1 <= max_digits <= MAX_DIGITS or not 0 <= max_shapes <= MAX_SHAPES:
         raise DataError(
-            f"a scene has 1 to {MAX_DIGITS} digits and 0 to {MAX_SHAPES} shapes, "
-            f"got at most {max_digits} and {max_shapes}"
+            f"a scene has 1 to {MAX_DIGITS} digits and 0 to {MAX_SHAPES} shapes, got at most {max_digits} and {max_shapes}"
         )
     scans, pool = all_scans(), scans_by_value(split)
     chosen = [dice.choice(pool[dice.integer(0, 10)]) for _ in range(dice.integer(1, max_digits + 1))]
@@ -128,8 +127,7 @@ def sample_scene(dice: Dice, split: Split, max_digits: int = MAX_DIGITS, max_sha
         boxes = _place(dice, [scans[i].aspect for i in chosen], num_shapes, _LAYOUT_CLASSES[split_code(split)])
     fractions = [(x / GRID, y / GRID, (x + w) / GRID, (y + h) / GRID) for x, y, w, h in boxes]
     digits = tuple(
-        DigitObject(scans[i].value, ink, box, i)
-        for i, ink, box in zip(chosen, inks, fractions[: len(chosen)], strict=True)
+        DigitObject(scans[i].value, ink, box, i) for i, ink, box in zip(chosen, inks, fractions[: len(chosen)], strict=True)
     )
     shapes = tuple(ShapeObject(dice.choice(SHAPES), dice.choice(tuple(INKS)), box) for box in fractions[len(chosen) :])
     return Scene(digits, shapes, dice.integer(0, NUM_TINTS), dice.integer(0, NUM_TEXTURES))
