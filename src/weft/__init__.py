@@ -1,2 +1,3 @@
 """Weft: one design space for multimodal large language models."""
+
 __version__ = "0.1.0"

@@ -59,7 +59,9 @@ class AttentionRule:
         return rule
 
     @staticmethod
-    def bidirectional(batch: int, tokens: int, device: torch.device | str = "cpu", valid: Tensor | None = None) -> AttentionRule:
+    def bidirectional(
+        batch: int, tokens: int, device: torch.device | str = "cpu", valid: Tensor | None = None
+    ) -> AttentionRule:
         """Every row one segment, each token sees all; `valid` [B, T] marks the tokens that exist."""
         order = torch.zeros(batch, tokens, dtype=torch.long, device=device)
         segment = torch.ones_like(order) if valid is None else valid.long()
@@ -108,7 +110,7 @@ class AttentionRule:
     @cached_property
     def pattern(self) -> Pattern:
         """The cheapest exact description: every key visible, lower triangle, or neither."""
-        batch, queries, keys = self.shape
+        _batch, queries, keys = self.shape
         if self.window is not None:
             span = self.keys.position.max() - self.keys.position.min()
             if int(span) >= self.window:

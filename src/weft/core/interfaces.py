@@ -220,5 +220,5 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, system: System, batch: MultimodalBatch) -> LossTerms: ...
 
-    def after_step(self, system: System) -> None:  # noqa: B027 - most objectives have nothing to do here
+    def after_step(self, system: System) -> None:
         """Called after every optimizer step."""

@@ -60,7 +60,13 @@ class Decoder(LanguageModel):
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
-            llama_13b = {"width": 5120, "num_layers": 40, "num_heads": 40, "num_key_value_heads": 40, "feed_forward_width": 13_824}
+            llama_13b = {
+                "width": 5120,
+                "num_layers": 40,
+                "num_heads": 40,
+                "num_key_value_heads": 40,
+                "feed_forward_width": 13_824,
+            }
             qwen: dict[str, Any] = {"rope_theta": 1e6, "norm_eps": 1e-6, "context": 32_768}
             return {
                 "llama-7b": cls(norm_eps=1e-6),

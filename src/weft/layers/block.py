@@ -15,7 +15,9 @@ class PreNormBlock(nn.Module):
     Shapes: hidden [B, T, D] -> [B, T, D]; `memory` is carried along for the slots.
     """
 
-    def __init__(self, attention_norm: nn.Module, attention: nn.Module, feed_forward_norm: nn.Module, feed_forward: nn.Module) -> None:
+    def __init__(
+        self, attention_norm: nn.Module, attention: nn.Module, feed_forward_norm: nn.Module, feed_forward: nn.Module
+    ) -> None:
         super().__init__()
         self.before_attention: nn.Module = PassThrough()
         self.attention_norm = attention_norm

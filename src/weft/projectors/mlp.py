@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,7 +32,7 @@ class MLP(InputProjector):
         super().__init__()
         self.config = config
         widths = [input_width] + [output_width] * config.depth
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.activation = nn.GELU()
 
     def forward(self, features: MediaFeatures) -> MediaTokens:

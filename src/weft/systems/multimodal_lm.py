@@ -55,7 +55,9 @@ class MultimodalLM(System):
         def __post_init__(self) -> None:
             read = [stream for fusion in self.fusions for stream in fusion.streams]
             if sorted(read) != sorted(self.streams):
-                raise ConfigError(f"each stream is read by exactly one fusion: streams {sorted(self.streams)}, read {sorted(read)}")
+                raise ConfigError(
+                    f"each stream is read by exactly one fusion: streams {sorted(self.streams)}, read {sorted(read)}"
+                )
 
         def build(self) -> MultimodalLM:
             return MultimodalLM(self)
