@@ -27,7 +27,7 @@ class RuleSide(NamedTuple):
 class Segments(NamedTuple):
     """Where the packed samples of a batch lie: rows of flat token indices, equal lengths padded with -1."""
 
-    index: Tensor  # [S, L] into the flattened B*T tokens, -1 where a segment is shorter
+    tokens: Tensor  # [S, L] into the flattened B*T tokens, -1 where a segment is shorter
     rule: AttentionRule  # the same rule over the S segments
 
 

@@ -40,6 +40,7 @@ class Movable:
     """A frozen dataclass whose tensors move together."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same on `device`."""
         assert dataclasses.is_dataclass(self)
         fields = {f.name: _move(getattr(self, f.name), device, non_blocking) for f in dataclasses.fields(self)}
         return type(self)(**fields)

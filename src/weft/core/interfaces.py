@@ -188,6 +188,10 @@ class System(nn.Module, ABC):
         @abstractmethod
         def build(self) -> System: ...
 
+        @abstractmethod
+        def num_positions(self, stream: str) -> int:
+            """Positions that one medium of a stream takes in the text."""
+
     config: Any
 
     @abstractmethod

@@ -60,7 +60,7 @@ class Decoder(LanguageModel):
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
-            llama_13b = {
+            llama_13b: dict[str, Any] = {
                 "width": 5120,
                 "num_layers": 40,
                 "num_heads": 40,

@@ -101,7 +101,7 @@ def packed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Te
     segments = rule.segments
     if segments is None:
         return _choose(query, rule)(query, key, value, rule)
-    index = segments.index
+    index = segments.tokens
     inside = index >= 0
     gather = index.clamp_min(0)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from weft.core.batch import MultimodalBatch
 from weft.core.interfaces import Objective, System
 from weft.core.output import LossTerms
+
+
+class ComparesMedia(Protocol):
+    """What a contrastive objective asks of a system."""
+
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
 
 
 def paired_embeddings(system: System, batch: MultimodalBatch) -> tuple[Tensor, Tensor]:
@@ -50,14 +57,14 @@ class SoftmaxContrastive(Objective):
 
     def forward(self, system: System, batch: MultimodalBatch) -> LossTerms:
         media, text = paired_embeddings(system, batch)
-        logits = system.logit_scale.exp() * (media.float() @ text.float().T)
+        logits = cast(ComparesMedia, system).logit_scale.exp() * (media.float() @ text.float().T)
         pair = torch.arange(len(logits), device=logits.device)
         total = (F.cross_entropy(logits, pair, reduction="sum") + F.cross_entropy(logits.T, pair, reduction="sum")) / 2
         return LossTerms({"contrastive": total}, self.weights(batch))
 
     @torch.no_grad()
     def after_step(self, system: System) -> None:
-        system.logit_scale.clamp_(max=math.log(self.config.max_scale))
+        cast(ComparesMedia, system).logit_scale.clamp_(max=math.log(self.config.max_scale))
 
 
 class SigmoidContrastive(Objective):
@@ -83,6 +90,9 @@ class SigmoidContrastive(Objective):
 
     def forward(self, system: System, batch: MultimodalBatch) -> LossTerms:
         media, text = paired_embeddings(system, batch)
-        logits = system.logit_scale.exp() * (media.float() @ text.float().T) + system.logit_bias
+        compares = cast(ComparesMedia, system)
+        logits = compares.logit_scale.exp() * (media.float() @ text.float().T)
+        if compares.logit_bias is not None:
+            logits = logits + compares.logit_bias
         sign = 2 * torch.eye(len(logits), device=logits.device) - 1
         return LossTerms({"contrastive": -F.logsigmoid(sign * logits).sum()}, self.weights(batch))

@@ -36,6 +36,10 @@ class DualEncoder(System):
         def build(self) -> DualEncoder:
             return DualEncoder(self)
 
+        def num_positions(self, stream: str) -> int:
+            """None: the towers meet after pooling."""
+            return 0
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config: Any = config
@@ -49,7 +53,9 @@ class DualEncoder(System):
             nn.init.normal_(self.media_projection.weight, std=config.media.pooled_width**-0.5)
             nn.init.normal_(self.text_projection.weight, std=config.text.output_width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
-        self.logit_bias = nn.Parameter(torch.tensor(config.initial_bias)) if config.initial_bias is not None else None
+        self.logit_bias: nn.Parameter | None = None
+        if config.initial_bias is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(config.initial_bias))
 
     def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
         media = batch.media[self.config.stream]

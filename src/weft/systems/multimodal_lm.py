@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -69,10 +69,6 @@ class MultimodalLM(System):
                     return fusion.num_positions(self.streams[stream].num_tokens)
             raise ConfigError(f"no stream {stream!r}; this system has {sorted(self.streams)}")
 
-        @classmethod
-        def tiny(cls) -> Self:
-            raise NotImplementedError("systems are built tiny by their recipes")
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config: Any = config
@@ -81,12 +77,18 @@ class MultimodalLM(System):
         self.streams = nn.ModuleDict({name: stream.build(width) for name, stream in config.streams.items()})
         self.fusions = nn.ModuleList(fusion.build() for fusion in config.fusions)
         for fusion in self.fusions:
-            fusion.install(self.language_model)
+            cast(Fusion, fusion).install(self.language_model)
+
+    def stream(self, name: str) -> Stream:
+        """The encoder and projector of a stream."""
+        if name not in self.streams:
+            raise ConfigError(f"no stream {name!r}; this system has {sorted(self.streams)}")
+        return cast(Stream, self.streams[name])
 
     def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
         features = {}
         for name, media in batch.media.items():
-            encoder = self.streams[name].encoder
+            encoder = self.stream(name).encoder
             trained = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
             with torch.set_grad_enabled(trained):
                 features[name] = encoder(media.units, media.unit_item, media.layout)
@@ -96,7 +98,7 @@ class MultimodalLM(System):
         """Features to tokens, with the token count held to the projector's promise."""
         tokens = {}
         for name, feature in features.items():
-            projector = self.streams[name].projector
+            projector = self.stream(name).projector
             emitted = projector(feature)
             promised = sum(projector.config.num_tokens(layout) for layout in feature.layout)
             if len(emitted.values) != promised:
@@ -114,7 +116,7 @@ class MultimodalLM(System):
         text = batch.main
         sequence = TokenSequence(self.language_model.embed(text.tokens), text.positions, text.rule(), text.modality)
         for fusion in self.fusions:
-            sequence = fusion.fuse(sequence, tokens)
+            sequence = cast(Fusion, fusion).fuse(sequence, tokens)
         return sequence
 
     def forward(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> SystemOutput:

@@ -17,7 +17,7 @@ from weft.data.processor import Processor
 class Optimizer(config.Config):
     """AdamW, or Muon on the matrices of hidden layers with AdamW on the rest.
 
-    `learning_rate` is AdamW's peak; `matrix_rate` Muon's. `rates` multiplies the rate of parameters whose name matches a pattern.
+    `learning_rate` is AdamW's peak; `matrix_rate` Muon's. `rates` multiplies the rate of the parameters that match a pattern.
     Weight decay leaves out parameters with fewer than two dimensions.
     """
 
@@ -49,9 +49,9 @@ class Schedule(config.Config):
 class Stage(config.Config):
     """One stage of a recipe.
 
-    `train` lists name patterns (`fnmatch`; `!` excludes), each of which must match a parameter. `system` rebuilds the system for
-    this stage; `takes` then maps source patterns of the stage before (named in `after`, by default the one before) to target
-    prefixes: `{"media.*": "streams.image.encoder."}`. Every target key is filled or matches a pattern in `new`.
+    `train` lists name patterns (`fnmatch`; `!` excludes), each of which must match a parameter. Where `system` differs from
+    the stage before, it is built anew and `takes` maps source patterns of earlier stages to target prefixes:
+    `{"tower": {"media.*": "streams.image.encoder."}}`. Every target key is filled or matches a pattern in `new`.
     Units: `batch_size` samples per optimizer step, `micro_batch_size` per forward (None: all at once), `max_tokens` per sample.
     """
 

@@ -1,0 +1,58 @@
+"""A learned position for every token that a projector emits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import nn
+
+from weft.core.errors import ConfigError
+from weft.core.interfaces import InputProjector
+from weft.core.layout import MediaLayout
+from weft.core.media import MediaFeatures, MediaTokens
+from weft.projectors.mlp import MLP
+
+
+class Positioned(InputProjector):
+    """Add a learned vector to each of another projector's tokens, by its place in the medium.
+
+    A small language model learns where things are much sooner when the tokens say it themselves; the encoder's own positions
+    are mixed with content by then. Shapes: features (N, L, C) -> the inner projector's tokens (P, D), at most `capacity` per medium.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(InputProjector.Config):
+        inner: InputProjector.Config = field(default_factory=MLP.Config)
+        capacity: int = 64
+
+        def build(self, input_width: int, output_width: int) -> Positioned:
+            return Positioned(self, input_width, output_width)
+
+        def num_tokens(self, layout: MediaLayout) -> int:
+            count = self.inner.num_tokens(layout)
+            if count > self.capacity:
+                raise ConfigError(
+                    f"Positioned has {self.capacity} positions, a medium of {layout} needs {count}; raise capacity"
+                )
+            return count
+
+        @classmethod
+        def tiny(cls) -> Self:
+            return cls(inner=MLP.Config.tiny())
+
+    def __init__(self, config: Config, input_width: int, output_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.inner = config.inner.build(input_width, output_width)
+        self.position = nn.Parameter(torch.randn(config.capacity, output_width) * 0.02)
+
+    def forward(self, features: MediaFeatures) -> MediaTokens:
+        tokens = self.inner(features)
+        counts = torch.bincount(tokens.item, minlength=len(features.layout))
+        for layout in set(features.layout):
+            self.config.num_tokens(layout)
+        first = counts.cumsum(0) - counts
+        place = torch.arange(len(tokens.values), device=tokens.item.device) - first[tokens.item]
+        return MediaTokens(tokens.values + self.position[place], tokens.item)
