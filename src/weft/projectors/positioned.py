@@ -19,7 +19,9 @@ class Positioned(InputProjector):
     """Add a learned vector to each of another projector's tokens, by its place in the medium.
 
     A small language model learns where things are much sooner when the tokens say it themselves; the encoder's own positions
-    are mixed with content by then. Shapes: features (N, L, C) -> the inner projector's tokens (P, D), at most `capacity` per medium.
+    are mixed with content by then.
+
+    Shapes: features (N, L, C) -> the inner projector's tokens (P, D), at most `capacity` per medium.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,55 @@
+"""Every attention kernel equals the reference on every kind of rule it may be given."""
+
+import pytest
+import torch
+
+from weft.core.attention_rule import AttentionRule
+from weft.layers.kernels import KERNELS, attend, record_attention, reference
+
+ORDER = torch.arange(12).expand(2, 12)
+ONE = torch.ones(2, 12, dtype=torch.long)
+PACKED = torch.tensor([[1] * 4 + [2] * 5 + [3] * 3, [1] * 7 + [2] * 3 + [0] * 2])
+RULES = {
+    "causal": AttentionRule.causal(2, 12),
+    "bidirectional": AttentionRule.bidirectional(2, 12),
+    "padded": AttentionRule(ORDER, torch.tensor([[1] * 12, [1] * 5 + [0] * 7])),
+    "prefix": AttentionRule(torch.where(ORDER < 5, 0, ORDER), ONE),
+    "packed": AttentionRule(ORDER, PACKED),
+    "window": AttentionRule(ORDER, ONE, window=3),
+    "packed window": AttentionRule(ORDER, PACKED, window=2),
+}
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["every head its own", "grouped"])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("kernel", [*KERNELS, "chosen"])
+def test_kernel_equals_reference_forward_and_backward(kernel, rule, heads):
+    torch.manual_seed(0)
+    query = torch.randn(2, heads[0], 12, 8, requires_grad=True)
+    key, value = (torch.randn(2, heads[1], 12, 8, requires_grad=True) for _ in range(2))
+    weight = torch.randn(2, heads[0], 12, 8)
+    results = []
+    for function in (reference, attend if kernel == "chosen" else KERNELS[kernel]):
+        out = function(query, key, value, RULES[rule])
+        results.append([out, *torch.autograd.grad((out * weight).sum(), (query, key, value))])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # fp32 sums in another order
+
+
+def test_a_query_that_sees_nothing_gets_zero():
+    query = torch.randn(2, 4, 12, 8)
+    for kernel in KERNELS.values():
+        out = kernel(query, query, query, RULES["padded"])
+        assert torch.equal(out[1, :, 5:], torch.zeros(4, 7, 8))
+
+
+def test_recorded_attention_rows_sum_to_one_and_respect_the_rule():
+    query = torch.randn(2, 4, 12, 8)
+    with record_attention() as maps:
+        attend(query, query, query, RULES["packed"])
+    (probabilities,) = maps
+    allowed = RULES["packed"].allowed[:, None].expand_as(probabilities)
+    assert torch.equal(probabilities[~allowed], torch.zeros_like(probabilities[~allowed]))
+    sighted = RULES["packed"].allowed.any(-1)[:, None].expand(2, 4, 12)
+    torch.testing.assert_close(probabilities.sum(-1)[sighted], torch.ones(int(sighted.sum())))
