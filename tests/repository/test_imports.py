@@ -1,4 +1,4 @@
-"""Imports go one way between the rooms of src/weft, heavy libraries stay where they belong, and nothing goes round in circles."""
+"""Imports go one way between the rooms of src/weft, heavy libraries stay where they are used, and there are no circles."""
 
 import ast
 from collections.abc import Iterator
@@ -57,14 +57,17 @@ def imports_of(path: Path) -> Iterator[Import]:
                 named = [name for name in submodules if is_module(name)]
                 for name in named or [child.module]:
                     yield Import(path, child.lineno, name, at_start)
-            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-                yield from walk(child, False)
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                yield from walk(child, False)
             else:
-                yield from walk(child, at_start)
+                yield from walk(child, at_start and not runs_later(child))
 
     return walk(tree, True)
+
+
+def runs_later(node: ast.AST) -> bool:
+    """A function's body, or what only a type checker reads."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
 
 
 def is_module(name: str) -> bool:
