@@ -1,4 +1,4 @@
-"""Blind copies of evaluation items: the same questions over other pictures, so that only words can help."""
+"""What a model is asked that must not see: the same questions over other pictures, or over none."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from weft.core.conversation import Conversation, Media
+from weft.data.desk.conversations import RenderBox, region_as_text
 from weft.data.desk.world import DeskItem
 
 
@@ -25,6 +26,15 @@ def blind(items: Sequence[DeskItem]) -> list[DeskItem]:
         picture = next(peers[(at + 2) % len(peers)].conversation.media())
         blinded.append(replace(item, conversation=_with_picture(item.conversation, picture), id=f"{item.id}-blind"))
     return blinded
+
+
+def without_pictures(conversation: Conversation, render: RenderBox) -> Conversation:
+    """The same words without the pictures, regions written as text: what a text-only model is trained and asked with."""
+    messages = tuple(
+        replace(m, parts=tuple(region_as_text(part, render) for part in m.parts if not isinstance(part, Media)))
+        for m in conversation.messages
+    )
+    return replace(conversation, messages=messages)
 
 
 def _with_picture(conversation: Conversation, picture: Media) -> Conversation:

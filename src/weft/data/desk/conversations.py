@@ -37,7 +37,7 @@ def with_picture(picture: np.ndarray, turns: Sequence[Question]) -> tuple[Messag
 def as_text(scene: Scene, turns: Sequence[Question], render: RenderBox) -> tuple[Message, ...]:
     """The same dialogue with the scene written out in place of its picture, and every region written as text."""
     return tuple(
-        Message(m.role, tuple(_without_region(p, render) for p in m.parts), m.train)
+        Message(m.role, tuple(region_as_text(p, render) for p in m.parts), m.train)
         for m in _dialogue((Text(scene_text(scene, render) + " "),), turns)
     )
 
@@ -68,7 +68,8 @@ def _dialogue(opening: tuple[Part, ...], turns: Sequence[Question]) -> tuple[Mes
     return tuple(messages)
 
 
-def _without_region(part: Part, render: RenderBox) -> Part:
+def region_as_text(part: Part, render: RenderBox) -> Part:
+    """A box written out as text; any other part as it is."""
     if isinstance(part, Region) and len(part.coordinates) == 4:
         x1, y1, x2, y2 = part.coordinates
         return Text(render((x1, y1, x2, y2)))

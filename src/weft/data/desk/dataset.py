@@ -1,0 +1,54 @@
+"""The desk as a data set that a recipe can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from weft.core.conversation import Conversation
+from weft.data.boxes import BinnedBoxes, FractionBoxes
+from weft.data.dataset import Dataset
+from weft.data.desk.blind import without_pictures
+from weft.data.desk.world import Desk
+
+
+class DeskConversations(Dataset):
+    """Conversations of a desk without end; `epoch` says how many make one by convention.
+
+    `kind` is "dialogue" (a picture and several turns), "blind" (the same dialogue without its picture: what a text-only
+    baseline may learn from), "text" (the scene written out instead of drawn) or "caption" (a picture and a caption).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Dataset.Config):
+        split: Literal["train", "validation", "test"] = "train"
+        kind: Literal["dialogue", "blind", "text", "caption"] = "dialogue"
+        seed: int = 0
+        num_turns: int = 8
+        mix: Mapping[str, float] = field(default_factory=dict)  # weight by question type; empty: every type equally
+        canvas: int = 64
+        boxes: FractionBoxes | BinnedBoxes = BinnedBoxes()
+        epoch: int = 100_000
+
+        def build(self) -> DeskConversations:
+            return DeskConversations(self)
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.desk = Desk(
+            config.split,
+            config.seed,
+            kind="dialogue" if config.kind == "blind" else config.kind,
+            num_turns=config.num_turns,
+            mix=config.mix or None,
+            canvas=config.canvas,
+            render=config.boxes.render,
+        )
+
+    def __len__(self) -> int:
+        return self.config.epoch
+
+    def __getitem__(self, index: int) -> Conversation:
+        conversation = self.desk[index]
+        return without_pictures(conversation, self.config.boxes.render) if self.config.kind == "blind" else conversation
