@@ -1,0 +1,49 @@
+"""Stacks of pre-norm blocks with LayerNorm: the trunk of vision transformers and of the text towers beside them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from weft.core.errors import ConfigError
+from weft.layers.attention import Attention
+from weft.layers.block import PreNormBlock
+from weft.layers.feed_forward import FeedForward
+from weft.layers.slots import BlockContext
+
+
+def pre_norm_blocks(
+    width: int, num_layers: int, num_heads: int, feed_forward_width: int, activation: str, norm_eps: float
+) -> nn.ModuleList:
+    """`num_layers` blocks of multi-head attention and a plain feed-forward, biases everywhere."""
+    if width % num_heads:
+        raise ConfigError(f"width {width} does not split into {num_heads} heads; choose a number of heads that divides it")
+    return nn.ModuleList(
+        PreNormBlock(
+            nn.LayerNorm(width, eps=norm_eps),
+            Attention(width, num_heads, layer=layer),
+            nn.LayerNorm(width, eps=norm_eps),
+            FeedForward(width, feed_forward_width, activation),
+        )
+        for layer in range(num_layers)
+    )
+
+
+def run_blocks(blocks: nn.ModuleList, hidden: Tensor, context: BlockContext, stop: int | None = None) -> Tensor:
+    """The hidden state [B, T, D] after the first `stop` blocks (None: after all)."""
+    memory: dict[str, object] = {}
+    for block in blocks[:stop]:
+        hidden, memory = block(hidden, memory, context)
+    return hidden
+
+
+def num_blocks_to_run(feature_layer: int, num_layers: int) -> int:
+    """How many blocks lead to a hidden state: 0 enters the first block, -1 leaves the last one, -2 the one before.
+
+    Raises: ConfigError where the stack has no such hidden state.
+    """
+    stop = feature_layer if feature_layer >= 0 else num_layers + 1 + feature_layer
+    if not 0 <= stop <= num_layers:
+        raise ConfigError(
+            f"{num_layers} layers have no hidden state {feature_layer}; it goes from {-num_layers - 1} to {num_layers}"
+        )
+    return stop
