@@ -7,7 +7,7 @@ A query that sees no key returns zeros.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,18 +21,23 @@ if TYPE_CHECKING:
 
     Kernel = Callable[[Tensor, Tensor, Tensor, AttentionRule], Tensor]
 
-_forced: list[str] = []
+_forced: list[Kernel] = []
 _recorded: list[list[Tensor]] = []
 
 
 @contextmanager
-def force_kernel(name: str) -> Iterator[None]:
-    """Use one kernel by name inside the block; tests compare each against `reference`."""
-    _forced.append(name)
+def use_kernel(kernel: Kernel) -> Iterator[None]:
+    """Use one kernel for every call inside the block."""
+    _forced.append(kernel)
     try:
         yield
     finally:
         _forced.pop()
+
+
+def force_kernel(name: str) -> AbstractContextManager[None]:
+    """Use one kernel by name inside the block; tests compare each against `reference`."""
+    return use_kernel(KERNELS[name])
 
 
 @contextmanager
@@ -50,7 +55,7 @@ def record_attention() -> Iterator[list[Tensor]]:
 def attend(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
     """Attention by the fastest kernel that is exact for this rule, device and shape."""
     if _forced:
-        return KERNELS[_forced[-1]](query, key, value, rule)
+        return _forced[-1](query, key, value, rule)
     segments = rule.segments if rule.shape[1] > 1 else None
     if segments is not None:
         return packed(query, key, value, rule)
@@ -78,22 +83,27 @@ def reference(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) ->
 
 def plain(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
     """Two matrix products and a softmax in the working precision."""
+    dtype, query = query.dtype, query.to(key.dtype)
     key, value = _repeat_heads(query, key, value)
     scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
     if rule.pattern != "full":
-        scores = scores + rule.bias.to(scores.dtype)
-    return _silence(torch.softmax(scores, -1).to(value.dtype) @ value, rule)
+        scores = scores + rule.bias_in(scores.dtype)
+    return _silence((torch.softmax(scores, -1).to(value.dtype) @ value).to(dtype), rule)
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-    """PyTorch's fused kernel."""
-    grouped = query.shape[1] != key.shape[1]
+    """PyTorch's fused kernel. Keys and values may be kept in a higher precision than the query's; it then rules."""
+    batch, heads, tokens, width = query.shape
+    dtype, groups = query.dtype, heads // key.shape[1]
+    query = query.to(key.dtype)
     pattern = rule.pattern
-    if pattern == "general":
-        mask = rule.bias.to(query.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
-        return _silence(out, rule)
-    return F.scaled_dot_product_attention(query, key, value, is_causal=pattern == "causal", enable_gqa=grouped)
+    mask = rule.bias_in(key.dtype) if pattern == "general" else None
+    if tokens == 1 and groups > 1:
+        # The heads of a group are queries of the same keys: as rows of one product they read the keys once.
+        query, groups = query.reshape(batch, -1, groups, width), 1
+    causal = pattern == "causal" and tokens > 1
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
+    return _silence(out.reshape(batch, heads, tokens, width).to(dtype), rule)
 
 
 def packed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
@@ -128,6 +138,6 @@ def _repeat_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 def _silence(out: Tensor, rule: AttentionRule) -> Tensor:
     """Zero for a query that sees nothing, whatever its row of the softmax was."""
-    if rule.pattern != "general":
+    if rule.everyone_sees or rule.pattern != "general":
         return out
     return out * rule.sighted.to(out.dtype)

@@ -1,0 +1,165 @@
+"""What a system costs before any of it exists: parameters, arithmetic and activation memory, on the meta device.
+
+The parts' own code runs on tensors without data, so a new part is counted without a formula of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from weft.core.attention_rule import AttentionRule
+from weft.core.batch import TextSide
+from weft.core.errors import ConfigError
+from weft.core.interfaces import System
+from weft.core.sequence import TokenSequence
+from weft.layers.kernels import use_kernel
+from weft.systems.dual_encoder import DualEncoder
+from weft.systems.multimodal_lm import MultimodalLM
+
+
+@dataclass(frozen=True)
+class SampleShape:
+    """One sample: its text and, by stream, the shape of its one medium as the encoder takes it.
+
+    Units: `text_tokens` in tokens, media not counted; `units` e.g. {"image": (1, 3, 336, 336)}.
+    """
+
+    text_tokens: int
+    units: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One sample's cost.
+
+    Units: floating-point operations (a multiplication and an addition are two), and bytes of what the forward keeps for the
+    backward. Only matrix products and convolutions are counted; attention counts every pair, masked or not.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    activation_bytes: int
+
+
+def on_meta(config: System.Config) -> System:
+    """The system without memory behind its parameters."""
+    with torch.device("meta"):
+        return config.build()
+
+
+def num_parameters(parameters: Iterable[nn.Parameter] | nn.Module) -> int:
+    """Parameters, shared ones once."""
+    if isinstance(parameters, nn.Module):
+        parameters = parameters.parameters()
+    return sum({id(p): p.numel() for p in parameters}.values())
+
+
+def cost(system: System, sample: SampleShape, dtype: torch.dtype = torch.bfloat16, training: bool = True) -> Cost:
+    """The cost of one sample through a system on the meta device, with the parameters trained that require gradients.
+
+    Raises: ConfigError for a kind of system that has no rule here.
+    """
+    system = system.to(dtype)
+    kept: dict[int, Tensor] = {}
+    weights = {p.untyped_storage()._cdata for p in (*system.parameters(), *system.buffers())}
+
+    def keep(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in weights:
+            kept[key] = tensor
+        return tensor
+
+    with (
+        torch.set_grad_enabled(training),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        use_kernel(shape_only),
+        FlopCounterMode(display=False) as forward,
+    ):
+        outputs = run_on_meta(system, sample, dtype)
+    backward = FlopCounterMode(display=False)
+    differentiable = [output for output in outputs if output.requires_grad]
+    if differentiable:
+        with backward:
+            torch.autograd.backward([output.sum() for output in differentiable])
+    activation_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return Cost(forward.get_total_flops(), backward.get_total_flops(), activation_bytes)
+
+
+def shape_only(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """Attention without data, as a memory-saving kernel holds it: what counts is its arithmetic and what it keeps."""
+    batch, heads, tokens, width = query.shape
+    groups = heads // key.shape[1]
+    folded = query.reshape(batch, key.shape[1], groups * tokens, width)  # heads that share keys lie side by side
+    mixed = torch.ops.aten._scaled_dot_product_flash_attention(folded, key, value, 0.0, False, False)[0]
+    return mixed.reshape(batch, heads, tokens, width)
+
+
+@singledispatch
+def run_on_meta(system: System, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
+    """Run one sample without data; returns what losses read."""
+    raise ConfigError(f"no accounting for {type(system).__name__}; add a rule for it beside the others in systems/accounting.py")
+
+
+@run_on_meta.register
+def _multimodal_lm(system: MultimodalLM, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
+    embeddings = [system.language_model.embed(torch.zeros(1, sample.text_tokens, dtype=torch.long, device="meta"))]
+    for name, shape in sample.units.items():
+        stream = system.stream(name)
+        encoder, layout = stream.encoder, stream.encoder.config.layout()
+        trained = any(p.requires_grad for p in encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            features = encoder(*_units(shape, dtype), (layout,))
+        tokens = stream.projector(features)
+        embeddings.append(tokens.values[None, : system.config.num_positions(name)])
+    embedded = torch.cat(embeddings, 1)
+    length = embedded.shape[1]
+    positions = torch.zeros(1, length, dtype=torch.long, device="meta")
+    rule = AttentionRule.causal(1, length, "meta")
+    hidden, _ = system.language_model(TokenSequence(embedded, positions, rule, positions))
+    return [system.language_model.head(hidden[:, : sample.text_tokens])]
+
+
+@run_on_meta.register
+def _dual_encoder(system: DualEncoder, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
+    units, _ = _units(sample.units[system.config.stream], dtype)
+    places = torch.arange(min(sample.text_tokens, system.config.text.context))[None]
+    ones = torch.ones_like(places)
+    text = TextSide(tokens=ones, order=places, segment=ones, positions=places, modality=ones * 0)
+    return [system.media_projection(system.media.pool(units)), system.text_projection(system.text(text))]
+
+
+def _units(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty(shape, dtype=dtype, device="meta"), torch.zeros(shape[0], dtype=torch.long, device="meta")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a system, by the prefix of its parameters' names, and the parts inside it."""
+
+    name: str
+    kind: str
+    parameters: int
+    children: tuple[Part, ...] = ()
+
+
+def parts(module: nn.Module, name: str = "") -> tuple[Part, ...]:
+    """The parts inside a module that hold parameters, down to those that a config describes or that PyTorch brings."""
+    prefix = f"{name}." if name else ""
+    inside = []
+    for key, child in module.named_children():
+        if size := num_parameters(child):
+            whole = hasattr(child, "config") or type(child).__module__.startswith("torch.nn.modules.") and not _is_list(child)
+            below = () if whole else parts(child, f"{prefix}{key}")
+            inside.append(Part(f"{prefix}{key}", type(child).__name__, size, below))
+    own = [Part(f"{prefix}{key}", "Parameter", p.numel()) for key, p in module.named_parameters(recurse=False)]
+    return (*inside, *own)
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleDict | nn.ModuleList | nn.Sequential)
