@@ -8,7 +8,7 @@ Letters: B rows, T tokens.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -49,14 +49,15 @@ class AttentionRule:
         self.queries = RuleSide(order, segment, order if position is None else position)
         self.keys = self.queries if keys is None else keys
         self.window = window
+        self.everyone_sees = False  # True where it is known that each query sees a key
+        self._biases: dict[torch.dtype, Tensor] = {}
 
     @staticmethod
     def causal(batch: int, tokens: int, device: torch.device | str = "cpu") -> AttentionRule:
         """Every row one segment, each token sees itself and what came before."""
         order = torch.arange(tokens, device=device).expand(batch, tokens)
         rule = AttentionRule(order, torch.ones_like(order))
-        rule.__dict__["pattern"] = "causal" if tokens > 1 else "full"
-        return rule
+        return rule.assume(pattern="causal" if tokens > 1 else "full", everyone_sees=True)
 
     @staticmethod
     def bidirectional(
@@ -66,9 +67,18 @@ class AttentionRule:
         order = torch.zeros(batch, tokens, dtype=torch.long, device=device)
         segment = torch.ones_like(order) if valid is None else valid.long()
         rule = AttentionRule(order, segment, torch.arange(tokens, device=device).expand(batch, tokens))
-        if valid is None:
-            rule.__dict__["pattern"] = "full"
-        return rule
+        return rule.assume(pattern="full", everyone_sees=True) if valid is None else rule
+
+    def assume(self, *, pattern: Pattern, everyone_sees: bool, bias: Tensor | None = None) -> Self:
+        """State what the caller knows of the rule by construction, so that nobody has to look at the data.
+
+        `everyone_sees`: each query sees at least one key. `bias`: what `bias` would compute, or what broadcasts to it.
+        """
+        self.everyone_sees = everyone_sees
+        self.__dict__["pattern"] = pattern
+        if bias is not None:
+            self.__dict__["bias"] = bias
+        return self
 
     def with_window(self, window: int | None) -> AttentionRule:
         """The same rule under a sliding window (in positions)."""
@@ -102,6 +112,12 @@ class AttentionRule:
         bias = torch.zeros(seen.shape, dtype=torch.float32, device=seen.device)
         return bias.masked_fill_(~(seen | blind), float("-inf"))[:, None]
 
+    def bias_in(self, dtype: torch.dtype) -> Tensor:
+        """`bias` in the precision of the scores, converted once for all layers."""
+        if dtype not in self._biases:
+            self._biases[dtype] = self.bias.to(dtype)
+        return self._biases[dtype]
+
     @cached_property
     def sighted(self) -> Tensor:
         """[B, 1, Tq, 1] bool: the queries that see at least one key."""
@@ -131,8 +147,8 @@ class AttentionRule:
 
         Attention over them costs the sum of squared segment lengths instead of the squared row length.
         """
-        if self.keys is not self.queries:
-            return None
+        if self.keys is not self.queries or self.__dict__.get("pattern", "general") != "general":
+            return None  # a rule known to be full or causal has one segment a row: no look at the data
         segment = self.queries.segment
         batch, tokens = segment.shape
         if int(segment.amax()) <= 1:
