@@ -192,6 +192,15 @@ class System(nn.Module, ABC):
         def num_positions(self, stream: str) -> int:
             """Positions that one medium of a stream takes in the text."""
 
+        @abstractmethod
+        def layout(self, stream: str) -> MediaLayout:
+            """The feature grid of one medium of a stream."""
+
+        @property
+        @abstractmethod
+        def context(self) -> int:
+            """The longest text, in tokens, media positions included."""
+
     config: Any
 
     @abstractmethod

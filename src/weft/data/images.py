@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from weft.core import config
+from weft.core.errors import DataError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+MAX_PIXELS = 100_000_000
+"""A larger picture is taken for a decompression bomb."""
+
+
+def open_image(source: Any, name: str | None = None) -> Image.Image:
+    """A picture as 8-bit RGB, upright, from a path, the bytes of a file, a PIL image, or an array (height, width, 3) uint8.
+
+    `name` is what errors call the picture; by default its path or its kind.
+
+    Raises: DataError where it is missing, truncated, no image, or too large.
+    """
+    name = name or _name(source)
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(_checked_array(source, name))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _upright_rgb(_opened(source, name), name)
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"no image file {name}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{name} is refused: it unpacks to more than {MAX_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name} is no image of a known format") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) and " at 0x" not in str(error) else type(error).__name__
+        raise DataError(f"{name} cannot be read as an image: {reason}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +64,99 @@ class ImageTransform(config.Config):
     pad_to_square: bool = False
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+
+    def pixels(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """The picture at its final size, before normalisation: (size, size, 3) uint8.
+
+        An array that has that size already comes back as it is.
+        """
+        if isinstance(image, np.ndarray):
+            if image.shape == (self.size, self.size, 3) and image.dtype == np.uint8:
+                return image
+            image = open_image(image)
+        if self.pad_to_square:
+            image = self._padded(image)
+        width, height = image.size
+        if self.resize == "direct":
+            target = (self.size, self.size)
+        else:
+            long = int(self.size * max(width, height) / min(width, height))
+            target = (self.size, long) if width <= height else (long, self.size)
+        if target != image.size:
+            image = image.resize(target, Image.Resampling.BICUBIC)
+        left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+        if target != (self.size, self.size):
+            image = image.crop((left, top, left + self.size, top + self.size))
+        return np.asarray(image)
+
+    def normalise(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+        """Shapes: N pictures (size, size, 3) uint8 -> [N, 3, size, size] float32."""
+        stacked = torch.from_numpy(np.stack(pixels) if not isinstance(pixels, np.ndarray) else np.array(pixels))
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        values = stacked.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return values.mul_((1 / (255 * std))[:, None, None]).sub_((mean / std)[:, None, None])
+
+    def apply(self, image: Image.Image | np.ndarray) -> Tensor:
+        """Shapes: one picture -> [3, size, size] float32."""
+        return self.normalise([self.pixels(image)])[0]
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if width == height:
+            return image
+        side = max(width, height)
+        red, green, blue = (int(255 * m) for m in self.mean)
+        square = Image.new("RGB", (side, side), (red, green, blue))
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        return square
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"an image of {len(source)} bytes"
+    return str(getattr(source, "filename", "") or f"a {type(source).__name__}")
+
+
+def _opened(source: Any, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, str | Path):
+        if Path(source).is_dir():
+            raise DataError(f"{name} is a folder, not an image file")
+        image = Image.open(source)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        image = Image.open(io.BytesIO(source))
+    else:
+        raise DataError(f"an image is a path, bytes, a PIL image or an array (height, width, 3) uint8, got {name}")
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{name} is refused: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+    return image
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    image.load()
+    if min(image.size) < 1:
+        raise DataError(f"{name} has no pixels")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _eight_bit(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")  # a palette with transparency keeps its colours this way
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey values keep their range: 65535 becomes 255, where a plain conversion would clip at 255."""
+    values = np.asarray(image).astype(np.float64)
+    top = 1.0 if image.mode == "F" and values.max() <= 1.0 else 65535.0 if values.max() > 255 else 255.0
+    return Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8)).convert("RGB")
+
+
+def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise DataError(f"an image array is (height, width, 3) uint8, got {name} {array.shape} {array.dtype}")
+    return array

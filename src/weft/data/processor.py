@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
 
 from weft.core import config
+from weft.core.batch import IGNORE
+from weft.core.conversation import Conversation, Media, Region
+from weft.core.errors import ConfigError, ContextTooShort, DataError
+from weft.core.interfaces import System
+from weft.core.layout import MediaLayout
 from weft.data.boxes import BinnedBoxes, FractionBoxes
-from weft.data.images import ImageTransform
+from weft.data.encoded_sample import EncodedMedium, EncodedSample
+from weft.data.images import ImageTransform, open_image
+from weft.data.rendering import Rendering, caption, render
+from weft.data.templates import template
+from weft.data.tokenizers import Tokenizer
 
 
 class Processor:
-    """Turns conversations into tokens, targets, positions, media values and spans."""
+    """Turns conversations into tokens, targets, positions, media values and spans.
+
+    A conversation is rendered once, and the whole text is encoded in one call, as the published processors do. What is learned
+    is decided by characters: a token is a target iff it holds a character of a trained answer or of its end.
+    Where the tokenizer has a token for a stream's medium (`<image>`, `<|image|>`), it stands in the text and is repeated for
+    every position of the medium, as `transformers` does; where it has none, the text is cut at the media and its pieces are
+    encoded apart, as the first LLaVA code did.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
@@ -20,3 +39,242 @@ class Processor:
         template: str = "vicuna_v1"
         transforms: Mapping[str, ImageTransform] = field(default_factory=dict)
         boxes: FractionBoxes | BinnedBoxes = FractionBoxes()
+
+        def build(self, tokenizer: Tokenizer, system: System.Config) -> Processor:
+            return Processor(self, tokenizer, system)
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, system: System.Config) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.system = system
+        self.template = template(config.template)
+        self._streams: dict[str, _Stream] = {}
+        missing = [t for t in config.boxes.special_tokens if t not in tokenizer.special]
+        if missing:
+            raise ConfigError(
+                f"the tokenizer lacks {len(missing)} box tokens such as {missing[0]!r}; "
+                "pass boxes.special_tokens to Tokenizer.train or Tokenizer.with_special"
+            )
+        self._silent = tokenizer.silent - {tokenizer.special[t] for t in config.boxes.special_tokens}
+        self.stop_ids = self._stop_ids()
+
+    def encode(self, conversation: Conversation, max_tokens: int | None = None, reply: bool = False) -> EncodedSample:
+        """One conversation as arrays.
+
+        `max_tokens` cuts the end of a longer conversation, never a medium. With `reply` the tokens end where the assistant
+        is to speak, nothing is a target, and nothing is cut.
+
+        Raises: DataError where text, markers and media disagree or a medium cannot be read; ContextTooShort where a medium or a
+        prompt does not fit into `max_tokens`.
+        """
+        if self.template.caption:
+            return self._encode_caption(conversation, max_tokens)
+        opened = [self._open(conversation, medium, i) for i, medium in enumerate(conversation.media())]
+        markers = {medium.stream: self._stream(medium.stream).marker for medium in conversation.media()}
+        written = render(conversation, self.template, markers, lambda r: self._region(conversation, r, opened), reply)
+        row = self._tokens(conversation, written)
+        length = len(row.tokens)
+        if max_tokens is not None and length > max_tokens:
+            length = self._cut(conversation, row, max_tokens, reply)
+        targets = np.full(length, IGNORE, dtype=np.int64)
+        learned = row.learned[1 : length + 1].nonzero()[0]
+        learned = learned[learned < length - 1]
+        targets[learned] = row.tokens[learned + 1]
+        media: dict[str, list[EncodedMedium]] = {}
+        for (start, count), (_, index, medium) in zip(row.places, written.media, strict=True):
+            spans = ((0, start, count),) if count else ()
+            media.setdefault(medium.stream, []).append(opened[index].encoded(spans))
+        return EncodedSample(
+            tokens=row.tokens[:length],
+            targets=targets,
+            modality=row.modality[:length],
+            media={stream: tuple(items) for stream, items in media.items()},
+            id=conversation.id,
+            source=conversation.source,
+            group=str(conversation.meta.get("group", "")),
+            text=written.text,
+        )
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of ids, special tokens left out except those of boxes."""
+        return self.tokenizer.decode((i for i in map(int, token_ids) if i not in self._silent), skip_special=False)
+
+    def _encode_caption(self, conversation: Conversation, max_tokens: int | None) -> EncodedSample:
+        text = caption(conversation)
+        limit = min(max_tokens or self.system.context, self.system.context)
+        begin, end = list(self.tokenizer.begin), self._caption_end()
+        ids = begin + self.tokenizer.encode(text)[: limit - len(begin) - len(end)] + end
+        if self.template.pad_to_context:
+            ids += end * (limit - len(ids))
+        media: dict[str, list[EncodedMedium]] = {}
+        for i, medium in enumerate(conversation.media()):
+            media.setdefault(medium.stream, []).append(self._open(conversation, medium, i).encoded(()))
+        tokens = np.array(ids, dtype=np.int64)
+        return EncodedSample(
+            tokens=tokens,
+            targets=np.full_like(tokens, IGNORE),
+            modality=np.zeros_like(tokens),
+            media={stream: tuple(items) for stream, items in media.items()},
+            id=conversation.id,
+            source=conversation.source,
+            group=str(conversation.meta.get("group", "")),
+            text=text,
+        )
+
+    def _caption_end(self) -> list[int]:
+        if self.tokenizer.end_id is None:
+            raise ConfigError(f"template {self.template.name!r} ends texts with an end token and the tokenizer has none")
+        return [self.tokenizer.end_id]
+
+    def _tokens(self, conversation: Conversation, written: Rendering) -> _Row:
+        """Encode the text around the media and put every medium's positions in."""
+        text = written.text
+        self._check_markers(conversation, written, text)
+        ids: list[int] = list(self.tokenizer.begin)
+        starts, ends = [np.zeros(len(ids), np.int64)], [np.zeros(len(ids), np.int64)]
+        apart = [(character, medium) for character, _, medium in written.media if not self._streams[medium.stream].marker]
+        at: list[int] = []  # where the media without a marker stand among the ids
+        done = 0
+        for character in [*(character for character, _ in apart), len(text)]:
+            if character > done:
+                piece = self.tokenizer.encode_with_offsets(text[done:character])
+                ids.extend(piece.ids)
+                starts.append(piece.start + done)
+                ends.append(piece.end + done)
+            if len(at) < len(apart):
+                at.append(len(ids))
+                ids.append(0)
+                starts.append(np.full(1, character))
+                ends.append(np.full(1, character))
+            done = character
+        tokens, start, end = np.array(ids, np.int64), np.concatenate(starts), np.concatenate(ends)
+        learned = np.zeros(len(tokens), dtype=bool)
+        for first, last in written.trained:
+            learned[np.searchsorted(end, first, "right") : np.searchsorted(start, last, "left")] = True
+        if not written.media:
+            return _Row(tokens, learned, np.zeros_like(tokens), [])
+        return self._with_media(conversation, written, tokens, learned, at)
+
+    def _with_media(
+        self, conversation: Conversation, written: Rendering, tokens: np.ndarray, learned: np.ndarray, at: list[int]
+    ) -> _Row:
+        standing = np.zeros(len(tokens), dtype=bool)
+        standing[at] = True
+        for stream in {medium.stream for _, _, medium in written.media}:
+            marker_id = self._streams[stream].marker_id
+            if marker_id is not None:
+                standing |= tokens == marker_id
+        index = standing.nonzero()[0]
+        if len(index) != len(written.media):
+            raise DataError(
+                f"sample {conversation.name}: {len(written.media)} media and {len(index)} media tokens in its encoded text; "
+                "does the text hold the tokenizer's media token?"
+            )
+        counts = np.ones(len(tokens), dtype=np.int64)
+        counts[index] = [self._streams[medium.stream].num_positions for _, _, medium in written.media]
+        first = counts.cumsum() - counts
+        places = [(int(first[i]), int(counts[i])) for i in index]
+        return _Row(tokens.repeat(counts), learned.repeat(counts), standing.repeat(counts).astype(np.int64), places)
+
+    def _check_markers(self, conversation: Conversation, written: Rendering, text: str) -> None:
+        for stream in {"image", *self.config.transforms, *self._streams}:
+            known = self._streams.get(stream)
+            marker = (known.marker if known else "") or f"<{stream}>"
+            expected = sum(medium.stream == stream for _, _, medium in written.media) if known and known.marker else 0
+            if (found := text.count(marker)) != expected:
+                media = sum(medium.stream == stream for _, _, medium in written.media)
+                raise DataError(
+                    f"sample {conversation.name}: its text writes the marker {marker} {found - expected} times itself, beside "
+                    f"{media} {stream} parts; media are Media parts, not text"
+                )
+
+    def _cut(self, conversation: Conversation, row: _Row, max_tokens: int, reply: bool) -> int:
+        """The length that a conversation is cut to."""
+        if reply:
+            raise ContextTooShort(
+                f"sample {conversation.name}: the prompt needs {len(row.tokens)} tokens, {max_tokens} are available; "
+                "shorten the conversation or raise the context"
+            )
+        for number, (start, count) in enumerate(row.places, start=1):
+            if start + count > max_tokens:
+                raise ContextTooShort(
+                    f"sample {conversation.name}: medium {number} of {len(row.places)} needs {count} positions and ends at "
+                    f"token {start + count}, {max_tokens} are available; raise max_tokens, media are never cut"
+                )
+        return max_tokens
+
+    def _stream(self, name: str) -> _Stream:
+        if name not in self._streams:
+            if name not in self.config.transforms:
+                raise ConfigError(f"no transform for stream {name!r}; this processor has {sorted(self.config.transforms)}")
+            marker = next((m for m in (f"<{name}>", f"<|{name}|>") if m in self.tokenizer.special), "")
+            self._streams[name] = _Stream(
+                self.config.transforms[name],
+                self.system.layout(name),
+                self.system.num_positions(name),
+                marker,
+                self.tokenizer.special.get(marker),
+            )
+        return self._streams[name]
+
+    def _open(self, conversation: Conversation, medium: Media, index: int) -> _Opened:
+        stream = self._stream(medium.stream)
+        source = medium.source
+        try:
+            image = source if isinstance(source, np.ndarray) and source.dtype == np.uint8 else open_image(source)
+            size = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
+            return _Opened(stream, stream.transform.pixels(image), size)
+        except DataError as error:
+            raise DataError(f"sample {conversation.name}, {medium.stream} {index + 1}: {error}") from None
+
+    def _region(self, conversation: Conversation, region: Region, opened: list[_Opened]) -> str:
+        if self.config.boxes.square and region.media >= len(opened):
+            raise DataError(
+                f"sample {conversation.name}: a region names medium {region.media} (from 0), the conversation has {len(opened)}"
+            )
+        size = opened[region.media].size if region.media < len(opened) else None
+        return self.config.boxes.render(region.coordinates, size)
+
+    def _stop_ids(self) -> frozenset[int]:
+        ids = {self.tokenizer.end_id} if self.tokenizer.end_id is not None else set()
+        for stop in self.template.stop:
+            pieces = self.tokenizer.encode_with_offsets("a" + stop)
+            inside = [i for i, start in zip(pieces.ids, pieces.start, strict=True) if start >= 1]
+            if len(inside) == 1:
+                ids.add(inside[0])
+            elif stop.strip():
+                raise ConfigError(
+                    f"template {self.template.name!r} ends answers with {stop!r}, no single token of this tokenizer"
+                )
+        return frozenset(ids)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What the processor knows of a stream."""
+
+    transform: ImageTransform
+    layout: MediaLayout
+    num_positions: int
+    marker: str
+    marker_id: int | None
+
+
+class _Opened(NamedTuple):
+    """A medium at its final size; `size` is the original's (width, height)."""
+
+    stream: _Stream
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+    def encoded(self, spans: tuple[tuple[int, int, int], ...]) -> EncodedMedium:
+        return EncodedMedium(self.pixels, self.stream.transform, self.stream.layout, spans)
+
+
+class _Row(NamedTuple):
+    """Tokens with media positions in place; `places` has (start, positions) of each medium."""
+
+    tokens: np.ndarray
+    learned: np.ndarray
+    modality: np.ndarray
+    places: list[tuple[int, int]]

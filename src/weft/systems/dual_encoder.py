@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from weft.core.batch import MultimodalBatch
+from weft.core.errors import ConfigError
 from weft.core.interfaces import ModalityEncoder, System, TextEncoder
+from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
 from weft.core.output import SystemOutput
 
@@ -39,6 +41,15 @@ class DualEncoder(System):
         def num_positions(self, stream: str) -> int:
             """None: the towers meet after pooling."""
             return 0
+
+        def layout(self, stream: str) -> MediaLayout:
+            if stream != self.stream:
+                raise ConfigError(f"no stream {stream!r}; this system has {self.stream!r}")
+            return self.media.layout()
+
+        @property
+        def context(self) -> int:
+            return self.text.context
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from weft.core import config
 from weft.core.batch import MultimodalBatch
 from weft.core.errors import ConfigError, MediaTokenMismatch
 from weft.core.interfaces import Fusion, InputProjector, LanguageModel, ModalityEncoder, System
+from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
 from weft.core.output import SystemOutput
 from weft.core.sequence import TokenSequence
@@ -68,6 +69,16 @@ class MultimodalLM(System):
                 if stream in fusion.streams:
                     return fusion.num_positions(self.streams[stream].num_tokens)
             raise ConfigError(f"no stream {stream!r}; this system has {sorted(self.streams)}")
+
+        def layout(self, stream: str) -> MediaLayout:
+            """The feature grid of one medium at the encoder's own resolution."""
+            if stream not in self.streams:
+                raise ConfigError(f"no stream {stream!r}; this system has {sorted(self.streams)}")
+            return self.streams[stream].encoder.layout()
+
+        @property
+        def context(self) -> int:
+            return self.language_model.context
 
     def __init__(self, config: Config) -> None:
         super().__init__()

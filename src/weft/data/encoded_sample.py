@@ -1,0 +1,45 @@
+"""One conversation as a batch row's worth of arrays: what `Processor.encode` gives and `collate` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from weft.core.layout import MediaLayout
+from weft.data.images import ImageTransform
+
+
+@dataclass(frozen=True)
+class EncodedMedium:
+    """One medium of a sample.
+
+    Shapes: `pixels` (size, size, 3) uint8, normalised by `transform` once the batch is made. `spans` holds the runs of
+    positions (offset in the medium, start in the sample, length); none where the text has no place for media.
+    """
+
+    pixels: np.ndarray
+    transform: ImageTransform
+    layout: MediaLayout
+    spans: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One conversation, encoded.
+
+    Shapes: `tokens`, `targets`, `modality` [T] int64; `targets[t]` is what the model says at t, -100 where there is no loss;
+    `modality` is 1 where a medium stands. `text` is the conversation as it was rendered, with one marker per medium.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    modality: np.ndarray
+    media: dict[str, tuple[EncodedMedium, ...]] = field(default_factory=dict)
+    id: str = ""
+    source: str = ""
+    group: str = ""
+    text: str = ""
+
+    def __len__(self) -> int:
+        return len(self.tokens)

@@ -1,0 +1,145 @@
+"""A conversation written out once: the text, which characters are learned, and where the media stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from weft.core.conversation import Conversation, Media, Message, Part, Region, Text
+from weft.core.errors import DataError
+from weft.data.templates import Template
+
+WriteRegion = Callable[[Region], str]
+
+
+@dataclass
+class Rendering:
+    """A rendered conversation.
+
+    `trained` holds (start, end) in characters, ascending; `media` the character where each medium stands, in the order of the
+    text, with its index among the conversation's media.
+    """
+
+    pieces: list[str] = field(default_factory=list)
+    length: int = 0
+    trained: list[tuple[int, int]] = field(default_factory=list)
+    media: list[tuple[int, int, Media]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def write(self, text: str) -> None:
+        self.pieces.append(text)
+        self.length += len(text)
+
+
+def render(
+    conversation: Conversation,
+    template: Template,
+    markers: Mapping[str, str],
+    write_region: WriteRegion,
+    reply: bool = False,
+) -> Rendering:
+    """Write a conversation with a template; `markers` gives the text that stands for a medium of a stream ("" for none).
+
+    With `reply` the text ends where the assistant is to speak.
+
+    Raises: DataError for a medium outside a user turn and for a conversation that cannot be replied to.
+    """
+    messages = conversation.messages
+    if not messages:
+        raise DataError(f"sample {conversation.name}: a conversation without messages")
+    if reply and messages[-1].role == "assistant":
+        raise DataError(f"sample {conversation.name}: the assistant spoke last; a reply needs a user's turn at the end")
+    out = Rendering()
+    if messages[0].role != "system" and template.system:
+        out.write(template.system_header + template.system + template.system_footer)
+    num_media = 0
+    for number, message in enumerate(messages):
+        if message.role == "system":
+            if number:
+                raise DataError(
+                    f"sample {conversation.name}: the system speaks at turn {number + 1}, only the first can be its"
+                )
+            if message.parts == () or message.parts == (Text(""),):
+                continue
+        if out.length and template.between:
+            out.write(template.between)
+        if message.media and (message.role != "user" or message.train):
+            raise DataError(
+                f"sample {conversation.name}: turn {number + 1} ({message.role}) holds a medium; media stand in the user's "
+                "turns, which are not trained on"
+            )
+        header, footer = _around(message, template)
+        out.write(header)
+        start = out.length
+        if message.role == "assistant":
+            out.write(template.answer_lead)
+        parts = message.parts if template.user_text or message.role == "assistant" else message.media
+        if template.media_first and message.media:
+            num_media = _media_first(out, parts, template, markers, write_region, num_media)
+        else:
+            num_media = _in_order(out, parts, markers, write_region, num_media)
+        if message.role != "assistant":
+            if message.train:
+                out.trained.append((start, out.length))
+            out.write(footer)
+        else:
+            out.write(footer)
+            if message.train:
+                out.trained.append((start, out.length))
+    if reply:
+        out.write(template.between + template.assistant_header)
+        out.trained.clear()
+    return out
+
+
+def caption(conversation: Conversation) -> str:
+    """What a dual encoder reads of a conversation: the assistant's words, or the user's where the assistant says nothing."""
+    for role in ("assistant", "user"):
+        words = [p.text for m in conversation.messages if m.role == role for p in m.parts if isinstance(p, Text)]
+        if any(words):
+            return " ".join(w.strip() for w in words)
+    raise DataError(f"sample {conversation.name} holds no text; a caption template needs some")
+
+
+def _around(message: Message, template: Template) -> tuple[str, str]:
+    if message.role == "system":
+        return template.system_header, template.system_footer
+    if message.role == "user":
+        return (template.user_header, template.user_footer) if template.user_text else ("", "")
+    return template.assistant_header, template.answer_end
+
+
+def _in_order(
+    out: Rendering, parts: tuple[Part, ...], markers: Mapping[str, str], write_region: WriteRegion, num_media: int
+) -> int:
+    for part in parts:
+        if isinstance(part, Text):
+            out.write(part.text)
+        elif isinstance(part, Region):
+            out.write(write_region(part))
+        else:
+            out.media.append((out.length, num_media, part))
+            out.write(markers[part.stream])
+            num_media += 1
+    return num_media
+
+
+def _media_first(
+    out: Rendering,
+    parts: tuple[Part, ...],
+    template: Template,
+    markers: Mapping[str, str],
+    write_region: WriteRegion,
+    num_media: int,
+) -> int:
+    for part in parts:
+        if isinstance(part, Media):
+            out.media.append((out.length, num_media, part))
+            out.write(markers[part.stream] + template.media_footer)
+            num_media += 1
+    text = "".join(part.text if isinstance(part, Text) else write_region(part) for part in parts if not isinstance(part, Media))
+    out.write(text.strip())
+    return num_media

@@ -1,0 +1,99 @@
+"""How a conversation is written as text for a language model. A template is data; `TEMPLATES` holds the published ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.core.errors import unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """The strings around the parts of a conversation.
+
+    A turn is header, content, footer; turns are joined by `between`. `answer_lead` and `answer_end` stand around an assistant's
+    content and are learned with it; a generation prompt ends with `assistant_header`. `caption` templates write the text of all
+    turns and nothing else, between the tokenizer's begin and end tokens, for dual encoders; they train no token.
+    """
+
+    name: str
+    system: str = ""  # said where a conversation says nothing; no text, no system turn
+    system_header: str = ""
+    system_footer: str = ""
+    user_header: str = ""
+    user_footer: str = ""
+    assistant_header: str = ""
+    answer_lead: str = ""
+    answer_end: str = ""
+    between: str = ""
+    media_first: bool = True  # media of a turn move to its head, each followed by `media_footer`, and its text is stripped
+    media_footer: str = "\n"
+    user_text: bool = True  # False: only the media of user turns are written
+    caption: bool = False
+    pad_to_context: bool = False  # captions only: filled with real padding tokens, which the text tower reads
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end a reply."""
+        return (self.answer_end,) if self.answer_end else ()
+
+
+_TEMPLATES = (
+    # LLaVA stage 1 (arXiv:2304.08485): the instruction is dropped, the caption and its line end are learned
+    Template(name="plain", answer_end="\n", media_footer="", user_text=False),
+    # Vicuna v1, LLaVA-1.5 (arXiv:2310.03744)
+    Template(
+        name="vicuna_v1",
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        system_footer=" ",
+        user_header="USER: ",
+        user_footer=" ",
+        assistant_header="ASSISTANT:",
+        answer_lead=" ",
+        answer_end="</s>",
+    ),
+    # Llama 3 (arXiv:2407.21783); the tokenizer puts <|begin_of_text|> in front
+    Template(
+        name="llama_3",
+        system_header="<|start_header_id|>system<|end_header_id|>\n\n",
+        system_footer="<|eot_id|>",
+        user_header="<|start_header_id|>user<|end_header_id|>\n\n",
+        user_footer="<|eot_id|>",
+        assistant_header="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        answer_end="<|eot_id|>",
+    ),
+    # ChatML, Qwen
+    Template(
+        name="chatml",
+        system="You are a helpful assistant.",
+        system_header="<|im_start|>system\n",
+        system_footer="<|im_end|>",
+        user_header="<|im_start|>user\n",
+        user_footer="<|im_end|>",
+        assistant_header="<|im_start|>assistant\n",
+        answer_end="<|im_end|>",
+        between="\n",
+    ),
+    # one token a turn for small models with a tokenizer of their own
+    Template(
+        name="compact",
+        user_header="<|user|>",
+        assistant_header="<|assistant|>",
+        answer_end="<|end|>",
+        media_footer="",
+    ),
+    # CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)
+    Template(name="clip_text", caption=True),
+    Template(name="siglip_text", caption=True, pad_to_context=True),
+)
+
+TEMPLATES: dict[str, Template] = {template.name: template for template in _TEMPLATES}
+"""Every template by name."""
+
+
+def template(name: str) -> Template:
+    """The template of a name. Raises: ConfigError that offers the nearest names."""
+    if name not in TEMPLATES:
+        raise unknown_name("template", name, TEMPLATES)
+    return TEMPLATES[name]
