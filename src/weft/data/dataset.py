@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from weft.core import config
 from weft.core.conversation import Conversation
@@ -12,8 +13,11 @@ from weft.core.conversation import Conversation
 class Dataset(ABC):
     """Conversations by index, the same on every machine and in every process.
 
-    A generated data set has no end: `len()` is then the size of one epoch by convention, and any index is valid.
+    A generated data set has no end: it is `endless`, `len()` is then the size of one epoch by convention, and any index is
+    valid.
     """
+
+    endless: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config, ABC):

@@ -24,6 +24,8 @@ class Optimizer(config.Config):
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     matrix_rate: float = 0.02
+    matrices: tuple[str, ...] = ("*blocks.*", "*projector.*")
+    momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     weight_decay: float = 0.0

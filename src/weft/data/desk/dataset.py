@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from weft.core.conversation import Conversation
 from weft.data.boxes import BinnedBoxes, FractionBoxes
@@ -19,6 +19,8 @@ class DeskConversations(Dataset):
     `kind` is "dialogue" (a picture and several turns), "blind" (the same dialogue without its picture: what a text-only
     baseline may learn from), "text" (the scene written out instead of drawn) or "caption" (a picture and a caption).
     """
+
+    endless: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):

@@ -1,0 +1,141 @@
+"""From a data set to the batches of each optimizer step, prepared ahead of the step by a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from weft.core.batch import MultimodalBatch
+from weft.core.conversation import Conversation
+from weft.core.errors import DataError
+from weft.data.dataset import Dataset
+from weft.training.randomness import derive_seed
+
+Encode = Callable[[Conversation], Any]
+Assemble = Callable[[Sequence[Any]], MultimodalBatch]
+
+
+class SampleOrder:
+    """Which samples an optimizer step sees: arithmetic from (seed, stage, step), so that a resumed run replays nothing.
+
+    A finite data set is shuffled anew for every epoch and batches run on over its end; an endless one counts on from a place
+    that depends on seed and stage.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, stage: str, endless: bool = False) -> None:
+        if num_samples < 1:
+            raise DataError(f"stage {stage!r}: its data set is empty")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.purpose = (seed, stage)
+        self.start = derive_seed(*self.purpose, "start") % 2**31 if endless else None
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def indices(self, step: int) -> list[int]:
+        """The data set's indices of step `step`, counted from 0."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        if self.start is not None:
+            return [self.start + place for place in places]
+        return [self._shuffled(*divmod(place, self.num_samples)) for place in places]
+
+    def _shuffled(self, epoch: int, place: int) -> int:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(*self.purpose, "epoch", epoch))
+            self._order = torch.randperm(self.num_samples, generator=generator).tolist()
+            self._epoch = epoch
+        return self._order[place]
+
+
+@dataclass(frozen=True)
+class StepData:
+    """The micro-batches of one optimizer step."""
+
+    step: int
+    micro_batches: tuple[MultimodalBatch, ...]
+    num_samples: int
+    num_tokens: int
+
+    @property
+    def sample_names(self) -> list[str]:
+        """How errors name the samples of this step."""
+        return [f"{s.source}:{s.id}" if s.source else s.id for batch in self.micro_batches for s in batch.samples]
+
+
+class DataStream:
+    """Steps in order, from `start` to `stop`; a thread keeps up to `ahead` of them ready.
+
+    `waited` counts the seconds that the caller spent waiting for data. Drawing, encoding and batching use no global random
+    generator, so the thread never disturbs the step's.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: SampleOrder,
+        encode: Encode,
+        assemble: Assemble,
+        *,
+        micro_batch_size: int,
+        start: int,
+        stop: int,
+        ahead: int = 4,
+    ) -> None:
+        self.dataset = dataset
+        self.order = order
+        self.encode = encode
+        self.assemble = assemble
+        self.micro_batch_size = micro_batch_size
+        self.steps = range(start, stop)
+        self.waited = 0.0
+        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(maxsize=ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="weft-data", daemon=True)
+
+    def step_data(self, step: int) -> StepData:
+        """Make one step's batches here and now."""
+        samples = [self.encode(self.dataset[index]) for index in self.order.indices(step)]
+        chunks = [samples[i : i + self.micro_batch_size] for i in range(0, len(samples), self.micro_batch_size)]
+        batches = tuple(self.assemble(chunk) for chunk in chunks)
+        return StepData(step, batches, len(samples), sum(b.num_tokens for b in batches))
+
+    def next(self) -> StepData:
+        """The next step's batches; what went wrong in the thread is raised here."""
+        began = time.perf_counter()
+        item = self._ready.get()
+        self.waited += time.perf_counter() - began
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closed.set()
+        self._thread.join(timeout=10)
+
+    def _produce(self) -> None:
+        try:
+            for step in self.steps:
+                if self._closed.is_set() or not self._offer(self.step_data(step)):
+                    return
+        except BaseException as error:
+            self._offer(error)
+
+    def _offer(self, item: StepData | BaseException) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False

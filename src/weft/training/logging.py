@@ -1,0 +1,79 @@
+"""What a run writes about itself: metrics.jsonl, log.txt, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from weft.core.errors import RunError
+from weft.training.atomic import refusal, write_text_atomically
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Appends to a run folder's logs; TensorBoard joins where it is installed and asked for."""
+
+    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
+        self.folder = folder
+        try:
+            self._metrics = (folder / METRICS).open("a", encoding="utf-8")
+            self._text = (folder / "log.txt").open("a", encoding="utf-8")
+        except OSError as error:
+            raise RunError(refusal(folder / METRICS, error)) from error
+        self._board = _open_tensorboard(folder / "tensorboard") if tensorboard else None
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, and the figures in it to TensorBoard."""
+        self._write(self._metrics, json.dumps(record))
+        if self._board is not None:
+            for name in ("loss", "rate", "tokens_per_second", "samples_per_second", "gradient_norm"):
+                if record.get(name) is not None:
+                    self._board.add_scalar(f"{record['stage']}/{record['kind']}/{name}", record[name], record["step"])
+
+    def text(self, line: str) -> None:
+        """One line of log.txt with the time."""
+        self._write(self._text, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+
+    def close(self) -> None:
+        for file in (self._metrics, self._text, self._board):
+            if file is not None:
+                file.close()
+
+    def _write(self, file: Any, line: str) -> None:
+        try:
+            file.write(line + "\n")
+            file.flush()
+        except OSError as error:
+            raise RunError(refusal(Path(file.name), error)) from error
+
+
+def _open_tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RunError("TensorBoard logs were asked for and tensorboard is not installed; pip install 'weft[train]'") from None
+    return SummaryWriter(folder)
+
+
+def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The records of a run; a last line that a kill cut short is left out."""
+    path = Path(folder) / METRICS
+    records: list[dict[str, Any]] = []
+    if not path.exists():
+        return records
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [r for r in records if kind is None or r["kind"] == kind]
+
+
+def rewind_metrics(folder: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Drop the records of steps that a resumed run will take again."""
+    lines = [json.dumps(r) for r in read_metrics(folder) if keep(r)]
+    write_text_atomically(Path(folder) / METRICS, "".join(line + "\n" for line in lines))

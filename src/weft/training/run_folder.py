@@ -1,0 +1,131 @@
+"""A run's folder: who may write into it, what is where, whether it fits on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from weft.core import config
+from weft.core.errors import RunError
+from weft.training.atomic import atomic_folder, remove_partial, write_text_atomically
+from weft.training.stage import Recipe
+
+RECIPE = "recipe.json"
+RUN = "run.json"
+_SHOWN = 5
+
+
+class RunFolder:
+    """`recipe.json`, `run.json` (identity, seed), logs, `checkpoints/`, `stages/<stage>/` and `model/`."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.run_id = ""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The model folder of the last stage."""
+        return self.path / "model"
+
+    def stage(self, name: str) -> Path:
+        """The model folder that a finished stage leaves; it exists only once the stage is finished."""
+        return self.path / "stages" / name
+
+    def start(self, recipe: Recipe, seed: int, tokenizer_text: str) -> None:
+        """Claim the folder for a new run.
+
+        Raises: RunError where a run stands there already, or the place cannot be written.
+        """
+        if (self.path / RECIPE).exists() or (self.path / RUN).exists():
+            raise RunError(f"{self.path} already holds a run; resume it with --resume, or give another folder with --out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be a run's folder ({error.strerror}); give another with --out") from None
+        self.run_id = uuid.uuid4().hex
+        run = {"id": self.run_id, "seed": seed, "tokenizer": _digest(tokenizer_text)}
+        write_text_atomically(self.path / RUN, json.dumps(run, indent=2) + "\n")
+        write_text_atomically(self.path / RECIPE, config.dumps(recipe))
+
+    def resume(self, recipe: Recipe, seed: int, tokenizer_text: str) -> None:
+        """Take up the run that stands here.
+
+        Raises: RunError where there is none, or where recipe, seed or tokenizer differ; the difference is shown.
+        """
+        if not (self.path / RUN).exists() or not (self.path / RECIPE).exists():
+            raise RunError(f"{self.path} holds no run to resume; leave out --resume to start one")
+        try:
+            run = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            saved = json.loads((self.path / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path}: {RUN} or {RECIPE} cannot be read ({error}); start again in another folder") from None
+        differences = _differences(saved, json.loads(config.dumps(recipe)))
+        if run["seed"] != seed:
+            differences.append(f"seed: {run['seed']} -> {seed}")
+        if run["tokenizer"] != _digest(tokenizer_text):
+            differences.append("tokenizer: another vocabulary")
+        if differences:
+            more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+            raise RunError(
+                f"{self.path} was started with another recipe ({'; '.join(differences[:_SHOWN])}{more}); "
+                "resume with what it was started with, or give another folder with --out"
+            )
+        self.run_id = run["id"]
+        for folder in (self.path, self.checkpoints, self.path / "stages"):
+            remove_partial(folder)
+
+    def publish(self, stage: str) -> None:
+        """Make `model/` the finished stage's model folder; the files are shared where the file system can."""
+        with atomic_folder(self.model) as partial:
+            for file in sorted(self.stage(stage).iterdir()):
+                try:
+                    os.link(file, partial / file.name)
+                except OSError:
+                    shutil.copy2(file, partial / file.name)
+
+    def require_space(self, num_bytes: int, what: str) -> None:
+        """Raises: RunError where the disk has less than `num_bytes` left."""
+        free = shutil.disk_usage(self.path).free
+        if free < num_bytes:
+            raise RunError(
+                f"{what} needs about {_size(num_bytes)} under {self.path} and the disk has {_size(free)} left; "
+                "free some space or give another folder with --out"
+            )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, as `path: old -> new`; list members that have a name are named by it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in [*old, *(k for k in new if k not in old)]:
+            found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        found = []
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+            step = a.get("name", index) if isinstance(a, dict) else index
+            found += _differences(a, b, f"{path}.{step}")
+        return found
+    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

@@ -1,0 +1,306 @@
+"""The trainer: a recipe, stage by stage, into a run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from weft.core.batch import MultimodalBatch
+from weft.core.errors import ConfigError, RunError
+from weft.core.interfaces import Objective, System
+from weft.data.collate import collate
+from weft.data.encoded_sample import EncodedSample
+from weft.data.packing import pack
+from weft.data.processor import Processor
+from weft.data.tokenizers import Tokenizer
+from weft.training.checkpointing import CheckpointPlace, Checkpoints
+from weft.training.data_stream import DataStream, SampleOrder
+from weft.training.freezing import freeze
+from weft.training.interrupts import Interrupts, TrainingInterrupted
+from weft.training.logging import RunLog, read_metrics, rewind_metrics
+from weft.training.model_folder import WEIGHTS, load_weights, read_weights, write_model_folder
+from weft.training.optimizers import StageOptimizer, build_optimizer
+from weft.training.progress import StageEnd, StageStart, StepReport, TrainingCallback, describe
+from weft.training.randomness import seed_everything
+from weft.training.run_folder import RunFolder
+from weft.training.schedules import num_steps
+from weft.training.stage import Recipe, Stage
+from weft.training.stage_loop import StageLoop, record
+from weft.training.taking import take
+
+_LOG_LINE_SECONDS = 10.0
+
+
+class Trainer:
+    """Trains the stages of a recipe in order and leaves a model folder per stage.
+
+    `initialise` fills the first stage's fresh system (published weights). Checkpoints are written every `checkpoint_every`
+    steps, or every `checkpoint_seconds`, and on Ctrl-C; the last `keep_checkpoints` stay until their stage is finished.
+
+    Raises: ConfigError, before anything is written, for a recipe that cannot be trained as it stands.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path | str,
+        *,
+        tokenizer: Tokenizer,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        callbacks: Sequence[TrainingCallback] = (),
+        initialise: Callable[[System], None] | None = None,
+        checkpoint_every: int | None = None,
+        checkpoint_seconds: float = 120.0,
+        keep_checkpoints: int = 2,
+        validate_every: int | None = None,
+        validation_samples: int = 128,
+        tensorboard: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.folder = RunFolder(folder)
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.callbacks = tuple(callbacks)
+        self.initialise = initialise
+        self.checkpoints = Checkpoints(self.folder.checkpoints, keep_checkpoints)
+        self.checkpoint_every = checkpoint_every
+        self.checkpoint_seconds = checkpoint_seconds
+        self.validate_every = validate_every
+        self.validation_samples = validation_samples
+        self.tensorboard = tensorboard
+        check_recipe(recipe)
+
+    def fit(self, resume: bool = False) -> Path:
+        """Train what is not trained yet; returns the last stage's model folder.
+
+        Raises: RunError for a folder that cannot be used, a full disk or a loss that is not finite; TrainingInterrupted after
+        Ctrl-C, with the work up to the last whole step in a checkpoint.
+        """
+        tokenizer_text = self.tokenizer.backend.to_str()
+        if resume:
+            self.folder.resume(self.recipe, self.seed, tokenizer_text)
+            self._rewind()
+        else:
+            self.folder.start(self.recipe, self.seed, tokenizer_text)
+        log = RunLog(self.folder.path, self.tensorboard)
+        try:
+            with Interrupts() as interrupts:
+                self._fit(log, interrupts)
+        except (RunError, TrainingInterrupted) as error:
+            log.text(str(error))
+            raise
+        finally:
+            log.close()
+            for callback in self.callbacks:
+                if (close := getattr(callback, "close", None)) is not None:
+                    close()
+        return self.folder.model
+
+    def _fit(self, log: RunLog, interrupts: Interrupts) -> None:
+        system: System | None = None
+        for index, stage in enumerate(self.recipe.stages):
+            if self.folder.stage(stage.name).exists():
+                continue
+            self._train_stage(index, stage, system := self._system(index, system, log), log, interrupts)
+        last = self.recipe.stages[-1].name
+        if not self.folder.model.exists():
+            self.folder.publish(last)
+        log.text(f"finished: {self.folder.model}")
+
+    def _system(self, index: int, before: System | None, log: RunLog) -> System:
+        """The stage's system as it starts: fresh, taken from earlier stages, or the one before going on."""
+        stage = self.recipe.stages[index]
+        seed_everything(self.seed, stage.name, "build")
+        if continues(self.recipe, index):
+            if before is not None:
+                return before
+            system = stage.system.build()
+            place = self.folder.stage(self.recipe.stages[index - 1].name) / WEIGHTS
+            load_weights(system, read_weights(place), str(place))
+            return system.to(self.device)
+        system = stage.system.build()
+        if index == 0:
+            if self.initialise is not None:
+                self.initialise(system)
+        else:
+            unplaced = take(stage, system, lambda name: read_weights(self.folder.stage(name) / WEIGHTS))
+            if unplaced:
+                shown = ", ".join(unplaced[:8])
+                log.text(f"stage {stage.name}: {len(unplaced)} tensors of earlier stages have no place here: {shown}")
+        return system.to(self.device)
+
+    def _train_stage(self, index: int, stage: Stage, system: System, log: RunLog, interrupts: Interrupts) -> None:
+        began = time.perf_counter()
+        processor = stage.processor.build(self.tokenizer, stage.system)
+        dataset = stage.data.build()
+        steps = num_steps(stage, len(dataset))
+        trained = freeze(system, stage.train, f"stage {stage.name!r}")
+        reduced = torch.bfloat16 if stage.precision == "bf16" else torch.float32
+        optimizer = build_optimizer(stage.optimizer, system, trained, reduced)
+        objective = stage.objective.build().to(self.device)
+        self._require_space(stage, system, trained)
+
+        seed_everything(self.seed, stage.name, "steps")
+        first = self._restore(stage, system, optimizer, objective)
+        start = StageStart(
+            name=stage.name,
+            title=stage.title,
+            index=index,
+            num_stages=len(self.recipe.stages),
+            steps=steps,
+            first_step=first,
+            trained_parameters=sum(p.numel() for p in trained.values()),
+            all_parameters=sum(p.numel() for p in system.parameters()),
+        )
+        for callback in self.callbacks:
+            callback.on_stage_start(start)
+        share = f"{start.trained_parameters:,} of {start.all_parameters:,} parameters train"
+        log.text(f"stage {stage.name} steps {first}..{steps}: {share}")
+
+        loop = StageLoop(
+            stage, system, objective, optimizer, steps=steps, device=self.device, last_good=partial(self._last_good, stage)
+        )
+        last: dict[str, StepReport] = {}
+        lines = {"last": 0.0}
+
+        def tell(report: StepReport) -> None:
+            last[report.kind] = report
+            log.metrics(record(report))
+            if report.kind == "validation":
+                log.text(f"{report.stage} step {report.step}/{report.steps} validation loss {report.loss:.4f}")
+            elif report.seconds - lines["last"] >= _LOG_LINE_SECONDS or report.step in (1, steps):
+                lines["last"] = report.seconds
+                log.text(f"{report.stage} {describe(report)}")
+            for callback in self.callbacks:
+                callback.on_step(report)
+
+        saved = {"time": time.perf_counter()}
+
+        def keep(step: int) -> None:
+            due = time.perf_counter() - saved["time"] >= self.checkpoint_seconds
+            if self.checkpoint_every is not None:
+                due = step % self.checkpoint_every == 0
+            if interrupts.requested or (due and step < steps):
+                place = self.checkpoints.save(stage.name, step, self.folder.run_id, system, optimizer, objective)
+                saved["time"] = time.perf_counter()
+            if interrupts.requested:
+                done = f"stopped after step {step} of stage {stage.name!r}"
+                raise TrainingInterrupted(f"{done}; {place.path} is kept, go on with --resume")
+
+        assemble = partial(_assemble, packing=stage.packing, max_tokens=stage.max_tokens)
+        stream = DataStream(
+            dataset,
+            SampleOrder(len(dataset), stage.batch_size, self.seed, stage.name, dataset.endless),
+            lambda conversation: processor.encode(conversation, max_tokens=stage.max_tokens),
+            assemble,
+            micro_batch_size=stage.micro_batch_size or stage.batch_size,
+            start=first,
+            stop=steps,
+        )
+        validation = self._validation(stage, processor, assemble)
+        with stream:
+            loop.run(stream, tell, keep, validation, self.validate_every)
+
+        system.eval()
+        write_model_folder(self.folder.stage(stage.name), system, processor)
+        self.checkpoints.drop(stage.name)
+        end = StageEnd(
+            name=stage.name,
+            seconds=time.perf_counter() - began,
+            folder=self.folder.stage(stage.name),
+            loss=last["train"].loss if "train" in last else None,
+            validation_loss=last["validation"].loss if "validation" in last else None,
+        )
+        log.text(f"stage {stage.name} finished in {end.seconds:.1f} s: {end.folder}")
+        for callback in self.callbacks:
+            callback.on_stage_end(end)
+
+    def _validation(
+        self, stage: Stage, processor: Processor, assemble: Callable[[Sequence[EncodedSample]], MultimodalBatch]
+    ) -> list[MultimodalBatch]:
+        """The held-out batches of a stage: its first samples, the same for every run and step."""
+        if stage.validation is None:
+            return []
+        dataset = stage.validation.build()
+        count = self.validation_samples if dataset.endless else min(self.validation_samples, len(dataset))
+        samples = [processor.encode(dataset[i], max_tokens=stage.max_tokens) for i in range(count)]
+        size = stage.micro_batch_size or stage.batch_size
+        return [assemble(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+    def _restore(self, stage: Stage, system: System, optimizer: StageOptimizer, objective: Objective) -> int:
+        place = self._newest(stage)
+        if place is None:
+            return 0
+        self.checkpoints.load(place, self.folder.run_id, system, optimizer, objective)
+        return place.step
+
+    def _newest(self, stage: Stage) -> CheckpointPlace | None:
+        places = self.checkpoints.all(stage.name)
+        return places[-1] if places else None
+
+    def _rewind(self) -> None:
+        """Drop the metrics of steps that will be taken again."""
+        kept: dict[str, float] = {}
+        for stage in self.recipe.stages:
+            place = self._newest(stage)
+            kept[stage.name] = float("inf") if self.folder.stage(stage.name).exists() else place.step if place else 0
+        if read_metrics(self.folder.path):
+            rewind_metrics(self.folder.path, lambda r: r["step"] <= kept.get(str(r["stage"]), 0))
+
+    def _last_good(self, stage: Stage) -> str:
+        place = self._newest(stage)
+        return f"the last good checkpoint is {place.path}" if place else "no checkpoint of this stage was written yet"
+
+    def _require_space(self, stage: Stage, system: nn.Module, trained: Mapping[str, Tensor]) -> None:
+        weights = sum(t.numel() * t.element_size() for t in system.state_dict().values())
+        moments = 2 * sum(p.numel() * p.element_size() for p in trained.values())
+        needed = (weights + moments) * (self.checkpoints.keep + 1) + weights
+        self.folder.require_space(needed, f"stage {stage.name!r}")
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Find what would stop a later stage before the first one starts; systems are built without memory.
+
+    Raises: ConfigError for doubled stage names, patterns that match nothing, parameters that no stage fills, and objectives
+    that cannot be accumulated or packed.
+    """
+    names = [stage.name for stage in recipe.stages]
+    if len(set(names)) < len(names) or not names:
+        raise ConfigError(f"recipe {recipe.name!r} needs stages of different names, got {names}")
+    states: dict[str, Mapping[str, Tensor]] = {}
+    for index, stage in enumerate(recipe.stages):
+        objective = type(stage.objective.build())
+        micro = stage.micro_batch_size or stage.batch_size
+        if not objective.additive and (stage.packing or micro < stage.batch_size):
+            raise ConfigError(
+                f"stage {stage.name!r}: {objective.__name__} compares the samples of a batch, so it can be neither accumulated "
+                f"nor packed; set micro_batch_size={stage.batch_size} (now {micro}) and packing=False (now {stage.packing})"
+            )
+        with torch.device("meta"):
+            system = stage.system.build()
+        trained = freeze(system, stage.train, f"stage {stage.name!r}")
+        build_optimizer(stage.optimizer, system, trained)
+        if index and not continues(recipe, index):
+            if unknown := sorted(set(stage.takes) - set(names[:index])):
+                raise ConfigError(
+                    f"stage {stage.name!r} takes from {unknown}, which is no earlier stage; earlier are {names[:index]}"
+                )
+            take(stage, system, states.__getitem__)
+        states[stage.name] = system.state_dict()
+
+
+def continues(recipe: Recipe, index: int) -> bool:
+    """Whether a stage goes on with the system of the stage before."""
+    stage = recipe.stages[index]
+    return index > 0 and not stage.takes and not stage.new and stage.system == recipe.stages[index - 1].system
+
+
+def _assemble(samples: Sequence[EncodedSample], packing: bool, max_tokens: int) -> MultimodalBatch:
+    return collate(pack(samples, max_tokens)) if packing else collate(samples)
