@@ -34,7 +34,7 @@ def _unchanged(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 class Rule:
     """Tensors named by `sources` become those named by `targets` through `forward`, and back through `backward`.
 
-    Build one with `rename`, `split`, `concatenate`, `transpose`, `permute_rows`, `take_rows` or `pad_rows`.
+    Build one with `rename`, `split`, `concatenate`, `transpose`, `squeeze`, `permute_rows`, `take_rows` or `pad_rows`.
     """
 
     sources: tuple[str, ...]
@@ -81,6 +81,24 @@ def transpose(source: str, target: str, axes: tuple[int, ...] = (1, 0)) -> Rule:
     return Rule(
         (source,), (target,), lambda t: (t[0].permute(axes).contiguous(),), lambda t: (t[0].permute(back).contiguous(),)
     )
+
+
+def squeeze(source: str, target: str, axes: Sequence[int]) -> Rule:
+    """The source without its axes of length one at `axes` (ascending, counted in the source)."""
+
+    def forward(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        (tensor,) = tensors
+        if any(axis >= tensor.dim() or tensor.shape[axis] != 1 for axis in axes):
+            raise ValueError(f"expected length one at axes {tuple(axes)}, got {tuple(tensor.shape)}")
+        return (tensor.squeeze(tuple(axes)),)
+
+    def backward(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        (tensor,) = tensors
+        for axis in axes:
+            tensor = tensor.unsqueeze(axis)
+        return (tensor,)
+
+    return Rule((source,), (target,), forward, backward)
 
 
 def permute_rows(source: str, target: str, order: Callable[[int], Tensor]) -> Rule:

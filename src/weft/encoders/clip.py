@@ -126,6 +126,8 @@ class ClipText(TextEncoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TextEncoder.Config):
+        """`end_token` is the end-of-text token that other libraries must look for; None: the last of the vocabulary."""
+
         vocabulary: int = 49_408
         context: int = 77
         width: int = 512
@@ -134,6 +136,7 @@ class ClipText(TextEncoder):
         feed_forward_width: int = 2048
         activation: str = "quick_gelu"
         norm_eps: float = 1e-5
+        end_token: int | None = None
 
         def build(self) -> ClipText:
             return ClipText(self)
