@@ -60,7 +60,7 @@ class Tokenizer:
         if not path.is_file():
             raise DataError(f"no tokenizer file {path}")
         if path.suffix in (".model", ".spm"):
-            from weft.data.sentencepiece import read_sentencepiece
+            from weft.data.sentencepiece_model import read_sentencepiece
 
             return cls(read_sentencepiece(path))
         try:
