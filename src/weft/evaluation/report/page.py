@@ -1,0 +1,306 @@
+"""The page: sections in order, each with a sentence that says what its figure means."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from weft.evaluation.evaluation import MODEL, Evaluation
+from weft.evaluation.report.content import Curve, Exhibit, Gaze, ReportContent
+from weft.evaluation.report.curves import curve_chart
+from weft.evaluation.report.drawing import clean, shorten
+from weft.evaluation.report.pictures import exhibit_picture, gaze_picture, shares, verdict_of
+from weft.evaluation.report.scores import accuracy_chart, verdict_chart
+from weft.evaluation.report.style import style_sheet
+from weft.evaluation.report.weave import weave_drawing
+from weft.evaluation.report.words import BASELINE_MEANINGS, count, duration, headline, interval, memory, percent, run_title
+from weft.evaluation.statistics import Estimate, median
+
+ATTENTION_TOLERANCE = 1e-5
+_LONGEST_REPLY = 220
+_MOST_WORDS = 8
+
+
+def page(content: ReportContent) -> str:
+    """The whole document; it refers to nothing outside itself."""
+    sections = (
+        _header(content),
+        _weave(content),
+        _curves(content.curves),
+        _accuracy(content.evaluation),
+        _gallery(content.exhibits, content.evaluation),
+        _attention(content.gazes),
+        _method(content),
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{_t(content.facts.title)} · Weft report</title><style>{style_sheet()}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _header(content: ReportContent) -> str:
+    facts, evaluation = content.facts, content.evaluation
+    mast = f'<div class="mast">{_EMBLEM}<b>Weft</b><span>{_t(facts.title)}</span><span>{_t(facts.date)}</span></div>'
+    text = "".join(f"<p>{sentence}</p>" for sentence in _lead(content))
+    chart = f"<div>{verdict_chart(evaluation).svg('verdict')}</div>"
+    return (
+        f'<header id="verdict">{mast}<div class="lead"><div><h1>{_t(headline(evaluation))}</h1>{text}</div>{chart}</div>'
+        f"{_fact_list(content)}</header>"
+    )
+
+
+def _lead(content: ReportContent) -> list[str]:
+    evaluation, facts = content.evaluation, content.facts
+    mean = evaluation.mean()
+    assert mean is not None
+    what = f"{mean.num:,} held-out questions of {len(evaluation.types)} types"
+    sentences = [
+        f"Measured on <strong>{what}</strong>, none of whose pictures was seen in training. The score is the mean over types, "
+        f"<strong>{percent(mean.value)}</strong> with a 95% interval of {interval(mean)}."
+    ]
+    gains = [(run, evaluation.gain(run)) for run in evaluation.baselines]
+    told = [f"{100 * g.value:.1f} points above the {_t(run_title(run))}" for run, g in gains if g is not None]
+    if told:
+        sentences.append("That is " + _listed(told) + ".")
+    if len(content.by_seed) > 1:
+        values = [e.mean() for e in content.by_seed.values()]
+        scores = [v.value for v in values if v is not None]
+        sentences.append(
+            f"Over {len(scores)} seeds: median <strong>{percent(median(scores))}</strong>, "
+            f"lowest {percent(min(scores))}, highest {percent(max(scores))}."
+        )
+    del facts
+    return sentences
+
+
+def _fact_list(content: ReportContent) -> str:
+    facts, evaluation = content.facts, content.evaluation
+    rows: list[tuple[str, str, bool]] = []
+    if facts.training_seconds is not None:
+        rows.append(("Training", duration(facts.training_seconds), False))
+    seconds = facts.evaluation_seconds if facts.evaluation_seconds is not None else evaluation.seconds
+    rows.append(("Evaluation", duration(seconds), False))
+    if facts.peak_memory_bytes is not None:
+        rows.append(("Peak memory", memory(facts.peak_memory_bytes), False))
+    if content.weave is not None:
+        rows.append(("Parameters", count(content.weave.parameters), False))
+    if facts.seeds:
+        rows.append(("Seeds" if len(facts.seeds) > 1 else "Seed", ", ".join(map(str, facts.seeds)), False))
+    if facts.recipe:
+        rows.append(("Recipe", facts.recipe, False))
+    if facts.commit:
+        rows.append(("Commit", facts.commit[:12], False))
+    if facts.hardware:
+        rows.append(("Hardware", facts.hardware, True))
+    if facts.versions:
+        rows.append(("Versions", ", ".join(f"{k} {v}" for k, v in facts.versions.items()), True))
+    cells = "".join(
+        f'<div{" class=long" if long else ""}><dt>{_t(name)}</dt><dd>{_t(value)}</dd></div>' for name, value, long in rows
+    )
+    return f'<dl class="facts">{cells}</dl>'
+
+
+def _weave(content: ReportContent) -> str:
+    weave = content.weave
+    if weave is None:
+        return _section("weave", "What was built", "How a picture and a question become an answer.", _absent("no description of the parts"))
+    wide, phone = weave_drawing(weave).svg("wide"), weave_drawing(weave, narrow=True).svg("phone")
+    told = (
+        "Read it from left to right. The encoder turns patches of the picture into features, the projector turns features into "
+        f"tokens of the language model's width, and {_t(weave.fusion)}: the language model reads "
+        f"<strong>{weave.num_media_tokens:,} image tokens beside {weave.num_question_tokens:,} text tokens</strong> and writes the answer."
+    )
+    if weave.stages:
+        told += " Below, each row is a stage of training; a part is solid where the stage changed its weights."
+    return _section("weave", "What was built", told, f'<div class="panel">{wide}{phone}</div>')
+
+
+def _curves(curves: Sequence[Curve]) -> str:
+    told = (
+        "Loss is the surprise at the right answer; lower is better. The <strong>blue</strong> line is the training loss, averaged "
+        "over neighbouring steps; <strong>orange</strong> diamonds are the loss on validation data, which training never uses. "
+        "Lines that part would mean learning by heart. Losses of different stages measure different tasks and do not compare."
+    )
+    if not curves:
+        return _section("curves", "How it learned", told, _absent("no metrics of a training run"))
+    panels = "".join(
+        f'<div class="panel"><h3>{number}. {_t(curve.title)}</h3>{curve_chart(curve).svg()}</div>'
+        for number, curve in enumerate(curves, start=1)
+    )
+    return _section("curves", "How it learned", told, f'<div class="grid curves">{panels}</div>')
+
+
+def _accuracy(evaluation: Evaluation) -> str:
+    told = (
+        "Each row is a kind of question. The dot is the share of right answers, the bar around it the 95% interval: where the truth "
+        "plausibly lies, given how many questions were asked. The hollow marks show how far one gets <strong>without the picture</strong>; "
+        "a dot close to them has learned words, not sight."
+    )
+    charts = accuracy_chart(evaluation).svg("wide") + accuracy_chart(evaluation, narrow=True).svg("phone")
+    return _section("accuracy", "What it can do", told, f'<div class="panel">{charts}</div>{_table(evaluation)}')
+
+
+def _table(evaluation: Evaluation) -> str:
+    runs = (MODEL, *evaluation.baselines)
+    head = "".join(f"<th>{_t(run_title(run))}</th>" for run in runs)
+    rows = "".join(
+        f"<tr><td>{_t(evaluation.title(type))}</td><td>{_num(evaluation.by_type(type))}</td>"
+        + "".join(f"<td>{_cell(evaluation.by_type(type, run))}</td>" for run in runs)
+        + "</tr>"
+        for type in evaluation.types
+    )
+    total = "".join(f"<td>{_cell(evaluation.mean(run))}</td>" for run in runs)
+    return (
+        "<details><summary>All figures with their intervals</summary>"
+        f'<div class="scroll"><table><thead><tr><th>Question type</th><th>questions</th>{head}</tr></thead><tbody>{rows}'
+        f'<tr class="total"><td>Mean over types</td><td>{_num(evaluation.mean())}</td>{total}</tr></tbody></table></div></details>'
+    )
+
+
+def _gallery(exhibits: Sequence[Exhibit], evaluation: Evaluation) -> str:
+    told = (
+        "Pictures that the model never saw, shown at its own resolution. They are picked by rule and not by hand: of every type the first "
+        "right and the first wrong answer in the order of the benchmark. <strong>Wrong answers carry an orange edge.</strong>"
+    )
+    if not exhibits:
+        return _section("gallery", "Questions and answers", told, _absent("no answers to show"))
+    key = (
+        '<div class="key"><span><i style="color:var(--blue)"></i>box answered, right</span>'
+        '<span><i style="color:var(--orange)"></i>box answered, wrong</span>'
+        '<span><i style="color:var(--green);border-style:dashed"></i>true box</span>'
+        '<span><i style="color:var(--ink)"></i>box asked about</span></div>'
+    )
+    cards = "".join(_card(exhibit, evaluation) for exhibit in exhibits)
+    return _section("gallery", "Questions and answers", told, f'{key}<div class="grid cards">{cards}</div>')
+
+
+def _card(exhibit: Exhibit, evaluation: Evaluation) -> str:
+    word, _ = verdict_of(exhibit.score)
+    kind, sign = ("right", "✓") if exhibit.score >= 1.0 else ("wrong", "✗")
+    reply = _t(shorten(exhibit.reply, _LONGEST_REPLY)) if exhibit.reply.strip() else "<em>(empty)</em>"
+    return (
+        f'<figure class="card {kind}"><div class="shot">{exhibit_picture(exhibit).svg()}</div><figcaption>'
+        f'<div class="ask">{_t(exhibit.question)}</div>'
+        f"<dl><dt>Answer</dt><dd><b>{reply}</b></dd><dt>Truth</dt><dd>{_t(exhibit.truth)}</dd></dl>"
+        f'<div class="mark {kind}"><span>{_t(evaluation.title(exhibit.type))}</span><b>{sign} {word}</b></div></figcaption></figure>'
+    )
+
+
+def _attention(gazes: Sequence[Gaze]) -> str:
+    told = (
+        "For each word of an answer, which part of the picture the language model's attention rested on just before it wrote "
+        "the word, as the mean over heads of the layers named by the run. Bright cells were attended, dark ones were not; the frame marks the "
+        "strongest cell. Attention is a <strong>trace</strong> of what was read, not a proof of why the answer was given."
+    )
+    if not gazes:
+        return _section("attention", "Where it looked", told, _absent("no attention maps"))
+    rows = "".join(_gaze(gaze) for gaze in gazes)
+    return _section("attention", "Where it looked", told, f'<div class="panel">{rows}</div>{_proof(gazes)}')
+
+
+def _gaze(gaze: Gaze) -> str:
+    words = "".join(
+        f"<figure>{gaze_picture(gaze, number).svg()}<figcaption><b>{_t(gaze.words[number].strip()) or '␣'}</b>"
+        f"<span>{shares(gaze.maps[number]).max():.0%} in frame</span></figcaption></figure>"
+        for number in range(min(_MOST_WORDS, len(gaze.words)))
+    )
+    whole = Exhibit(gaze.picture, "", gaze.question, gaze.truth, "", 1.0)
+    truth = f"<dt>Truth</dt><dd>{_t(gaze.truth)}</dd>" if gaze.truth else ""
+    return (
+        f'<div class="gaze"><div>{exhibit_picture(whole, 190).svg()}<div><div class="ask">{_t(gaze.question)}</div>'
+        f"<dl><dt>Answer</dt><dd><b>{_t(shorten(''.join(gaze.words), _LONGEST_REPLY))}</b></dd>{truth}</dl></div></div>"
+        f'<div class="words">{words}</div></div>'
+    )
+
+
+def _proof(gazes: Sequence[Gaze]) -> str:
+    measured = [gaze.difference for gaze in gazes if gaze.difference is not None]
+    if not measured:
+        return ""
+    worst = max(measured)
+    holds = worst <= ATTENTION_TOLERANCE
+    verdict = "the maps show the computation that answered" if holds else "the maps may not show the computation that answered"
+    return (
+        f'<p class="proof{"" if holds else " off"}">These maps come from the served weights, run again through the dense reference path. '
+        f"Its largest difference from the fast path is <strong>{worst:.1e}</strong>, {'within' if holds else 'beyond'} the allowed "
+        f"{ATTENTION_TOLERANCE:.0e}: {verdict}.</p>"
+    )
+
+
+def _method(content: ReportContent) -> str:
+    evaluation, facts = content.evaluation, content.facts
+    runs = [(run_title(run), BASELINE_MEANINGS.get(run, "")) for run in evaluation.baselines]
+    baselines = "; ".join(f"<strong>{_t(title)}</strong>{': ' + _t(text) if text else ''}" for title, text in runs)
+    empty = sum(not record.reply.strip() for record in evaluation.runs[MODEL])
+    blocks = [
+        ("Held out", "No scan, layout or random draw of these questions was available to training or validation."),
+        (
+            "Intervals",
+            "By type: Wilson's score interval, or a bootstrap over pictures where several questions share one. "
+            "Mean over types: a bootstrap within each type. Gains over a baseline are paired by question.",
+        ),
+        ("Baselines", (baselines[:1].upper() + baselines[1:] + ".") if baselines else "None was measured."),
+        ("Answers", f"{len(evaluation.runs[MODEL]):,} answers, of which {empty:,} were empty; an empty answer is wrong."),
+    ]
+    protocol = "; ".join(f"{_t(key)} <code>{_t(str(value))}</code>" for key, value in evaluation.protocol.items())
+    if protocol:
+        blocks.append(("Protocol", protocol + "."))
+    body = "".join(f"<div><h3>{title}</h3><p>{text}</p></div>" for title, text in blocks)
+    command = f"<h3>To repeat it</h3><pre><code>{_t(facts.command)}</code></pre>" if facts.command else ""
+    return _section("method", "How it was measured", "", f'{_seeds(content)}<div class="method">{body}</div>{command}')
+
+
+def _seeds(content: ReportContent) -> str:
+    if len(content.by_seed) < 2:
+        return ""
+    runs = (MODEL, *(run for run in content.evaluation.baselines if content.evaluation.mean(run) is not None))
+    head = "".join(f"<th>{_t(run_title(run))}</th>" for run in runs)
+    rows = "".join(
+        f"<tr><td>{seed}</td>" + "".join(f"<td>{_cell(e.mean(run) if run in e.runs else None)}</td>" for run in runs) + "</tr>"
+        for seed, e in sorted(content.by_seed.items())
+    )
+    middle = "".join(f"<td>{_median(content, run)}</td>" for run in runs)
+    return (
+        f'<div class="scroll"><table><thead><tr><th>Seed</th>{head}</tr></thead><tbody>{rows}'
+        f'<tr class="total"><td>Median</td>{middle}</tr></tbody></table></div>'
+    )
+
+
+def _median(content: ReportContent, run: str) -> str:
+    means = [e.mean(run) for e in content.by_seed.values() if run in e.runs]
+    values = [mean.value for mean in means if mean is not None]
+    return percent(median(values)) if values else "–"
+
+
+def _section(name: str, title: str, told: str, body: str) -> str:
+    return f'<section id="{name}"><h2>{title}</h2>{f"<p>{told}</p>" if told else ""}{body}</section>'
+
+
+def _absent(what: str) -> str:
+    return f'<div class="empty">This report was given {what}.</div>'
+
+
+def _cell(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{100 * estimate.value:.1f} <small>{interval(estimate)}</small>"
+
+
+def _num(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.num:,}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _t(text: str) -> str:
+    return html.escape(clean(text))
+
+
+_EMBLEM = (
+    '<svg viewBox="0 0 30 30" aria-hidden="true">'
+    '<rect class="f-blue" x="4" y="0" width="6" height="30" rx="2"/><rect class="f-blue" x="20" y="0" width="6" height="30" rx="2"/>'
+    '<rect class="f-orange" x="0" y="4" width="30" height="6" rx="2"/><rect class="f-orange" x="0" y="20" width="30" height="6" rx="2"/>'
+    '<rect class="f-blue" x="4" y="2" width="6" height="10"/><rect class="f-blue" x="20" y="18" width="6" height="10"/></svg>'
+)

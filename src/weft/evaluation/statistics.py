@@ -1,0 +1,99 @@
+"""How sure a score is: 95% intervals for one question type and for the mean over types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weft.core.errors import DataError
+
+Z_95 = 1.959963984540054  # the standard normal's 97.5% quantile
+NUM_RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score with its 95% interval, over `num` answers. Units: fractions, 0 to 1 (differences: -1 to 1)."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks of one question type, each in [0, 1], and the group that each belongs to.
+
+    Answers of one group share a picture and are not independent (mirrored pairs), so they are resampled together.
+    """
+
+    values: tuple[float, ...]
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or len(self.values) != len(self.groups):
+            raise DataError(f"marks need one group each, got {len(self.values)} marks and {len(self.groups)} groups")
+
+
+def wilson(right: float, num: int) -> tuple[float, float]:
+    """The 95% score interval of a share `right / num`.
+
+    Source: Wilson, 1927, doi:10.1080/01621459.1927.10502953; it stays inside [0, 1] and keeps its width at 0 and 1.
+    """
+    if num < 1:
+        raise DataError(f"an interval needs at least one answer, got {num}")
+    share, z2 = right / num, Z_95**2
+    centre = (share + z2 / (2 * num)) / (1 + z2 / num)
+    half = Z_95 / (1 + z2 / num) * math.sqrt(share * (1 - share) / num + z2 / (4 * num * num))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def of_type(marks: Marks, seed: int = 0) -> Estimate:
+    """The mean of one type: Wilson where marks are independent and 0 or 1, otherwise a bootstrap over groups.
+
+    A bootstrap of equal marks would claim certainty; there Wilson over the number of groups stands in.
+    """
+    values = np.array(marks.values)
+    mean, num = float(values.mean()), len(values)
+    num_groups = len(set(marks.groups))
+    independent = num_groups == num and bool(np.isin(values, (0.0, 1.0)).all())
+    if independent or values.min() == values.max():
+        low, high = wilson(mean * num_groups, num_groups)
+    else:
+        low, high = _percentiles(_resampled_means(marks, np.random.default_rng(seed)))
+    return Estimate(mean, min(low, mean), max(high, mean), num)
+
+
+def over_types(by_type: Mapping[str, Marks], seed: int = 0) -> Estimate:
+    """The mean over types of the means of types, with a stratified bootstrap: groups are resampled within each type."""
+    if not by_type:
+        raise DataError("a mean over types needs at least one type")
+    rng = np.random.default_rng(seed)
+    means = np.mean([_resampled_means(marks, rng) for marks in by_type.values()], axis=0)
+    value = float(np.mean([np.mean(marks.values) for marks in by_type.values()]))
+    low, high = _percentiles(means)
+    return Estimate(value, min(low, value), max(high, value), sum(len(marks.values) for marks in by_type.values()))
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value; of an even number the mean of the two in the middle."""
+    return float(np.median(values))
+
+
+def _resampled_means(marks: Marks, rng: np.random.Generator) -> np.ndarray:
+    """`NUM_RESAMPLES` means, each over as many groups as there are, drawn with replacement."""
+    numbers: dict[str, int] = {}
+    group = np.array([numbers.setdefault(name, len(numbers)) for name in marks.groups])
+    sums = np.bincount(group, weights=np.array(marks.values))
+    sizes = np.bincount(group)
+    draws = rng.integers(0, len(numbers), size=(NUM_RESAMPLES, len(numbers)))
+    return sums[draws].sum(1) / sizes[draws].sum(1)
+
+
+def _percentiles(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
