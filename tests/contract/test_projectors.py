@@ -1,0 +1,118 @@
+"""What every input projector promises; a new one joins by existing."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from weft.core import config as configs
+from weft.core.catalogue import parts
+from weft.core.errors import ConfigError
+from weft.core.interfaces import InputProjector
+from weft.core.layout import MediaLayout
+from weft.core.media import MediaFeatures, MediaTokens
+
+PROJECTORS = parts("projectors")
+LAYOUTS = [
+    MediaLayout(4, 4),
+    MediaLayout(2, 6),
+    MediaLayout(3, 5),  # odd both ways
+    MediaLayout(7, 7),
+    MediaLayout(1, 17),  # a class token kept: no grid
+    MediaLayout(4, 4, frames=3),
+]
+WIDTH, OUTPUT_WIDTH = 24, 40
+each_projector = pytest.mark.parametrize("name", PROJECTORS)
+
+
+def build(name: str) -> InputProjector:
+    torch.manual_seed(0)
+    return PROJECTORS[name].Config.tiny().build(WIDTH, OUTPUT_WIDTH).eval()
+
+
+def features_of(layout: MediaLayout, count: int = 1, seed: int = 0) -> MediaFeatures:
+    """`count` media of one layout, one unit a frame."""
+    units = count * layout.frames
+    values = torch.randn(units, layout.height * layout.width, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return MediaFeatures(values, torch.arange(units) // layout.frames, (layout,) * count)
+
+
+def legal(projector: InputProjector, layouts: list[MediaLayout] = LAYOUTS) -> list[MediaLayout]:
+    """The layouts that the projector takes; it says no by ConfigError before it computes anything."""
+    taken = []
+    for layout in layouts:
+        try:
+            projector.config.num_tokens(layout)
+        except ConfigError:
+            with pytest.raises(ConfigError), torch.no_grad():
+                projector(features_of(layout))
+            continue
+        taken.append(layout)
+    return taken
+
+
+@each_projector
+def test_tokens_emitted_are_tokens_promised(name):
+    projector = build(name)
+    taken = legal(projector)
+    assert taken, "a projector takes at least one of the usual layouts"
+    for layout in taken:
+        with torch.no_grad():
+            tokens = projector(features_of(layout, count=2))
+        promised = projector.config.num_tokens(layout)
+        assert tokens.values.shape == (2 * promised, OUTPUT_WIDTH)
+        assert torch.bincount(tokens.item, minlength=2).tolist() == [promised, promised]
+
+
+@each_projector
+def test_tokens_come_in_item_order(name):
+    projector = build(name)
+    for layout in legal(projector):
+        with torch.no_grad():
+            item = projector(features_of(layout, count=3)).item
+        assert (item.diff() >= 0).all()
+
+
+@each_projector
+def test_a_medium_alone_equals_the_same_medium_in_a_batch(name):
+    projector = build(name)
+    for layout in legal(projector):
+        together = features_of(layout, count=3)
+        with torch.no_grad():
+            mixed = projector(together)
+            for item in range(3):
+                units = together.unit_item == item
+                single = MediaFeatures(together.values[units], torch.zeros(layout.frames, dtype=torch.long), (layout,))
+                alone: MediaTokens = projector(single)
+                torch.testing.assert_close(mixed.values[mixed.item == item], alone.values, rtol=0, atol=1e-5)  # float32
+
+
+@each_projector
+def test_the_gradient_reaches_every_parameter_and_the_features(name):
+    projector = build(name)
+    features = features_of(legal(projector)[0], count=2)
+    features.values.requires_grad_()
+    probe = torch.randn(OUTPUT_WIDTH, generator=torch.Generator().manual_seed(3))
+    (projector(features).values @ probe).sum().backward()
+    assert features.values.grad is not None
+    assert (features.values.grad.abs().sum((1, 2)) > 0).all()
+    for parameter_name, parameter in projector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+
+
+@each_projector
+def test_saved_and_loaded_it_gives_the_same_tokens(name, tmp_path):
+    projector = build(name)
+    save_file(projector.state_dict(), tmp_path / "projector.safetensors")
+    again = configs.loads(configs.dumps(projector.config)).build(WIDTH, OUTPUT_WIDTH).eval()
+    assert again.config == projector.config
+    again.load_state_dict(load_file(tmp_path / "projector.safetensors"))
+    features = features_of(legal(projector)[0], count=2)
+    with torch.no_grad():
+        assert torch.equal(projector(features).values, again(features).values)
+
+
+@each_projector
+def test_counting_tokens_needs_no_weights(name):
+    config = PROJECTORS[name].Config.tiny()
+    assert config.num_tokens(MediaLayout(4, 4)) == config.num_tokens(MediaLayout(4, 4)) > 0
+    assert isinstance(config.num_tokens(MediaLayout(4, 4)), int)
