@@ -49,8 +49,8 @@ class SentencePieceModel:
 def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     """A SentencePiece file as a `tokenizers` object with the ids of `transformers`.
 
-    A `tokenizer_config.json` beside the file says what is put around a text and whether it is SigLIP's, which lowers the case and
-    drops punctuation first; without one, BPE models (Llama) begin with `<s>` and unigram models (T5) end with `</s>`.
+    A `tokenizer_config.json` beside the file says what is put around a text and whether it is SigLIP's, which lowers the
+    case and drops punctuation first; without one, BPE models (Llama) begin with `<s>` and unigram models (T5) end with `</s>`.
 
     Raises: DataError where the file is no SentencePiece model of a known algorithm.
     """

@@ -130,8 +130,8 @@ class Tokenizer:
         """The id of a token, None where there is none."""
         return self._backend.token_to_id(token)
 
-    def token_of(self, id: int) -> str:
-        """The token of an id, in the vocabulary's spelling."""
+    def token_of(self, id: int) -> str | None:
+        """The token of an id in the vocabulary's spelling, None where there is none."""
         return self._backend.id_to_token(id)
 
     @cached_property
