@@ -87,6 +87,30 @@ def test_a_medium_alone_equals_the_same_medium_in_a_batch(name):
 
 
 @each_projector
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        (MediaLayout(4, 4), MediaLayout(4, 4, frames=3), MediaLayout(4, 4, frames=2)),
+        (MediaLayout(4, 6), MediaLayout(2, 12), MediaLayout(6, 4)),  # as many features in other grids
+    ],
+    ids=["frames", "grids"],
+)
+def test_a_medium_alone_equals_the_same_medium_among_others_of_another_layout(name, layouts):
+    projector = build(name)
+    assert legal(projector, list(layouts)) == list(layouts)
+    length = layouts[0].height * layouts[0].width
+    unit_item = torch.tensor([item for item, layout in enumerate(layouts) for _ in range(layout.frames)])
+    values = torch.randn(len(unit_item), length, WIDTH, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        mixed = projector(MediaFeatures(values, unit_item, layouts))
+        for item, layout in enumerate(layouts):
+            own = values[unit_item == item]
+            alone = projector(MediaFeatures(own, torch.zeros(len(own), dtype=torch.long), (layout,)))
+            assert len(alone.values) == projector.config.num_tokens(layout)
+            torch.testing.assert_close(mixed.values[mixed.item == item], alone.values, rtol=0, atol=1e-5)  # float32
+
+
+@each_projector
 def test_the_gradient_reaches_every_parameter_and_the_features(name):
     projector = build(name)
     features = features_of(legal(projector)[0], count=2)
