@@ -1,0 +1,62 @@
+"""A chat template in the Jinja form that `transformers` reads."""
+
+from __future__ import annotations
+
+import json
+
+from weft.data.templates import TEMPLATES, Template
+
+_FORM = """\
+{%- if messages[0]['role'] != 'system' -%}{{ [default_system] }}{%- endif -%}
+{%- for message in messages -%}
+{%- set role = message['role'] -%}
+{%- set header = {'system': [system_header], 'user': [user_header], 'assistant': [assistant_header]}[role] -%}
+{%- set footer = {'system': [system_footer], 'user': [user_footer], 'assistant': [answer_end]}[role] -%}
+{%- set lead = [answer_lead] if role == 'assistant' else '' -%}
+{%- set between = [between] if not loop.first or (role != 'system' and [default_system]) else '' -%}
+{{ between + header + lead }}
+{%- if message['content'] is string -%}
+{%- if role != 'user' or [user_text] -%}{{ message['content'] }}{%- endif -%}
+{%- else -%}
+[content]
+{%- endif -%}
+{{ footer }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ [between] + [assistant_header] }}{%- endif -%}"""
+
+_IN_ORDER = """\
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{{ [marker] }}
+{%- elif role != 'user' or [user_text] -%}{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}"""
+
+_MEDIA_FIRST = """\
+{%- set media = message['content'] | selectattr('type', 'equalto', 'image') | list -%}
+{%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') -%}
+{%- for part in media -%}{{ [marker] + [media_footer] }}{%- endfor -%}
+{%- if role != 'user' or [user_text] -%}{{ text | trim if media else text }}{%- endif -%}"""
+
+_STRINGS = (
+    "system_header", "system_footer", "user_header", "user_footer", "assistant_header", "answer_lead", "answer_end",
+    "between", "media_footer", "user_text",
+)  # fmt: skip
+
+
+def jinja(template: Template, marker: str = "<image>") -> str:
+    """The template as `transformers` renders it; `marker` stands for an image."""
+    fields = {
+        "default_system": template.system_header + template.system + template.system_footer if template.system else "",
+        "marker": marker,
+        **{name: getattr(template, name) for name in _STRINGS},
+    }
+    text = _FORM.replace("[content]", _MEDIA_FIRST if template.media_first else _IN_ORDER)
+    for name, value in fields.items():
+        text = text.replace(f"[{name}]", json.dumps(value))
+    return text
+
+
+def recognise(text: str | None, marker: str = "<image>") -> str | None:
+    """The name of the template that `jinja` would write so; None for a text of other origin."""
+    candidates = (name for name, template in TEMPLATES.items() if not template.caption)
+    return next((name for name in candidates if text is not None and text.strip() == jinja(TEMPLATES[name], marker)), None)

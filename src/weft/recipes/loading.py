@@ -1,0 +1,169 @@
+"""Open a model by path or hub name, whatever wrote it; save one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from weft.checkpoints.key_map import KeyMap
+from weft.checkpoints.rules import rename
+from weft.checkpoints.skeleton import skeleton
+from weft.checkpoints.weight_files import WeightFiles
+from weft.core import config
+from weft.core.errors import CheckpointError, ConfigError
+from weft.core.interfaces import System
+from weft.data.processor import Processor
+from weft.data.tokenizers import Tokenizer
+from weft.inference.model import Model
+from weft.systems.multimodal_lm import MultimodalLM
+from weft.training.model_folder import write_model_folder
+
+AS_NAMED = KeyMap([rename("*", "*")])
+"""The map of Weft's own files: every tensor under its parameter's name."""
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.jinja"]
+
+
+class LoadedSystem(NamedTuple):
+    """A system with its processor, and the folder that they came from."""
+
+    system: System
+    processor: Processor
+    folder: Path
+
+
+def load_model(
+    path_or_hub_name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Model:
+    """A model that answers: see `load_system`. Raises: CheckpointError also for a system that has no language model."""
+    loaded = load_system(path_or_hub_name, device, dtype, revision)
+    if not isinstance(loaded.system, MultimodalLM):
+        kind = type(loaded.system).__name__
+        raise CheckpointError(f"{path_or_hub_name} holds a {kind}, which does not answer; load_system opens it")
+    return Model(loaded.system, loaded.processor)
+
+
+def load_system(
+    path_or_hub_name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> LoadedSystem:
+    """Open a Weft model folder, a run folder, a folder in `transformers` layout, or a name on the hub (`owner/name@revision`).
+
+    `dtype` None keeps the file's precision. Parameters are read one by one into their places on `device`. A hub name is pinned
+    by `revision` (a commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked.
+
+    Raises: CheckpointError for what is missing, damaged, unsafe or does not fit.
+    """
+    folder = find_model_folder(path_or_hub_name, revision)
+    saved = read_json(folder / "config.json")
+    if "model_type" in saved:
+        from weft.recipes.transformers_folder import read_transformers_folder
+
+        system_config, key_map, processor = read_transformers_folder(folder, saved)
+    else:
+        system_config, key_map, processor = _read_weft_folder(folder)
+    files = WeightFiles(folder)
+    with skeleton():
+        system = system_config.build()
+    key_map.load(system, files, str(files.path), dtype=dtype, device=device)
+    return LoadedSystem(system.to(device).eval(), processor, folder)
+
+
+def save_model(model: Model, folder: str | Path) -> None:
+    """Write a Weft model folder, whole or not at all; an older model folder in its place is replaced.
+
+    Raises: CheckpointError where something else stands there; RunError where the disk refuses.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "processor.json").is_file())):
+        raise CheckpointError(f"{folder} exists and is no Weft model folder; choose another")
+    write_model_folder(folder, model.system, model.processor)
+
+
+def find_model_folder(path_or_hub_name: str | Path, revision: str | None = None) -> Path:
+    """The folder with `config.json`: itself, a run's last model, or the snapshot of a hub repository."""
+    path = Path(path_or_hub_name)
+    if path.is_dir():
+        return _inside(path)
+    name = _HUB_NAME.fullmatch(str(path_or_hub_name))
+    if path.exists() or name is None or isinstance(path_or_hub_name, Path):
+        kind = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(
+            f"{path_or_hub_name} {kind}; "
+            "a model is a Weft model folder, a run folder, a folder in transformers layout or a hub name"
+        )
+    if revision is not None and name["revision"] is not None and revision != name["revision"]:
+        raise CheckpointError(f"{path_or_hub_name} names one revision and revision={revision!r} another; give one")
+    return _inside(_download(name["name"], revision or name["revision"]))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises: CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _inside(path: Path) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    if (path / "recipe.json").is_file():
+        stages = sorted(p.parent.name for p in path.glob("stages/*/config.json"))
+        done = f"finished stages: {', '.join(f'stages/{s}' for s in stages)}" if stages else "no stage has finished"
+        raise CheckpointError(f"run folder {path} has no model yet ({done}); resume the run or name a finished stage's folder")
+    raise CheckpointError(f"{path} holds no model: no config.json, no model/config.json")
+
+
+def _read_weft_folder(folder: Path) -> tuple[System.Config, KeyMap, Processor]:
+    saved = folder / "config.json"
+    system = config.loads(saved.read_text(encoding="utf-8"), str(saved))
+    if not isinstance(system, System.Config):
+        raise ConfigError(f"{saved} describes a {type(system).__qualname__}, not a system")
+    listed = folder / "processor.json"
+    if not listed.is_file():
+        raise CheckpointError(f"{listed} does not exist; a Weft model folder holds its processor")
+    processor = config.loads(listed.read_text(encoding="utf-8"), str(listed))
+    return system, AS_NAMED, processor.build(Tokenizer.from_file(folder), system)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = list(_HUB_FILES)
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            listed = HfApi().model_info(name, revision=revision)
+            revision = listed.sha or revision  # the commit, so that all files are of one
+            if not any(f.rfilename.endswith(".safetensors") for f in listed.siblings or []):
+                patterns.append("pytorch_model*.bin")
+        else:
+            patterns.append("pytorch_model*.bin")
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{name}{at} is neither a folder nor in the local hub cache, and the hub was not asked or did not answer; "
+            "download it with a connection, or give a folder"
+        ) from error
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{name} is no folder, and the hub refused it ({type(error).__name__}: {reason})") from error
+    except (HFValidationError, OSError) as error:
+        raise CheckpointError(f"{name} is no folder, and the hub could not be asked ({type(error).__name__})") from error
