@@ -10,8 +10,8 @@ REPLACEMENT = "\ufffd"  # what an incomplete character decodes to
 class AnswerText:
     """Decodes tokens as they come and ends at a stop string.
 
-    What `push` and `finish` return, joined, is `text`. A character whose bytes are not all there yet is held back, and so is the
-    beginning of what may become a stop string; a stop string and what follows it are never released.
+    What `push` and `finish` return, joined, is `text`. A character whose bytes are not all there yet is held back, and so is
+    the beginning of what may become a stop string; a stop string and what follows it are never released.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:

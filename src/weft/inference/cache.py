@@ -46,18 +46,19 @@ class KeyValueCache:
     def advance(self, side: Tensor) -> AttentionRule:
         """`extend` by one token a row, without looking at the data again after the first such token.
 
-        Shapes: side [3, B, 1] = order, segment, position. The caller promises what decoding gives: in every row the token goes on
-        with the same segment, not 0, and comes later in order than the segment's tokens before it.
+        Shapes: side [3, B, 1] = order, segment, position. The caller promises what decoding gives: in every row the token goes
+        on with the same segment, not 0, and comes later in order than the segment's tokens before it.
         """
         if self.window is not None or self._sides is None:
             return self.extend(RuleSide(*side.unbind(0)))
         if self._all_seen is None:
             self._all_seen = bool((self._sides[1, :, : self._length] == side[1]).all())
         self._record(side)
-        rule = AttentionRule(*side.unbind(0), keys=self.side)
+        order, segment, position = side.unbind(0)
+        rule = AttentionRule(order, segment, position, keys=self.side)
         if self._all_seen:
             return rule.assume(pattern="full", everyone_sees=True)
-        return rule.assume(pattern="general", everyone_sees=True, bias=self._bias(side[1]))
+        return rule.assume(pattern="general", everyone_sees=True, bias=self._bias(segment))
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         start = self._length - keys.shape[2]
@@ -77,7 +78,9 @@ class KeyValueCache:
 
     def crop(self, length: int) -> None:
         if not 0 <= length <= self._length:
-            raise AttentionError(f"cannot crop a cache of {self._length} tokens to {length}; give a length from 0 to {self._length}")
+            raise AttentionError(
+                f"cannot crop a cache to {length} tokens: it holds {self._length}; give a length from 0 to that"
+            )
         self._length = length
         self._all_seen = self._hidden = None
 

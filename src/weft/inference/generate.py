@@ -63,8 +63,8 @@ class Decoding:
         self.room = (context - 1 - text.positions[row, last]).tolist()
         if min(self.room) < 1:
             raise ContextTooShort(
-                f"row {self.room.index(min(self.room))}: the prompt takes {context - min(self.room)} positions and the language "
-                f"model has {context}; shorten the conversation or lower the media's resolution"
+                f"row {self.room.index(min(self.room))}: the prompt takes {context - min(self.room)} positions and the "
+                f"language model has {context}; shorten the conversation or lower the media's resolution"
             )
         hidden = read(self.system, batch, self.cache, media)
         self._start(torch.stack((text.order[row, last] + 1, text.segment[row, last], text.positions[row, last] + 1))[..., None])
@@ -138,8 +138,9 @@ def generate_tokens(
     streams: Sequence[int] | None = None,
     ended: Collection[int] = frozenset(),
 ) -> Iterator[list[TokenEvent]]:
-    """Continue prefilled rows until each has reached a stop id, its length or the context's end; yields one list of events per step.
+    """Continue prefilled rows until each has reached a stop id, its length or the context's end.
 
+    Yields one list of events per step.
     `logits` are those of `Decoding.prefill`. `streams` names each row's random stream. `ended` is looked at after every yield:
     a row that the reader has put there (its text reached a stop string) is dropped.
     """

@@ -18,8 +18,8 @@ class Sampling(config.Config):
     """How an answer is drawn.
 
     `temperature` 0 is greedy. `top_k` keeps the k likeliest tokens (0: all), then `top_p` the fewest whose probability together
-    reaches p. `stop` lists strings that end an answer and are no part of it. With a `seed` every conversation has a random stream
-    of its own, so its answer does not depend on what else is in the batch; without one each call differs.
+    reaches p. `stop` lists strings that end an answer and are no part of it. With a `seed` every conversation has a random
+    stream of its own, so its answer does not depend on what else is in the batch; without one each call differs.
     """
 
     max_new_tokens: int = 256

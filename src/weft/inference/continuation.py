@@ -1,0 +1,110 @@
+"""Batches of one row as prefixes of one another: what a cache already holds, and what is left to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from weft.core.batch import MediaBatch, MultimodalBatch, TextSide
+
+
+def with_tokens(batch: MultimodalBatch, tokens: Sequence[int]) -> MultimodalBatch:
+    """A one-row batch with text tokens behind its last one; order and position count on, targets are left out."""
+    text = batch.main
+    new = torch.tensor([list(tokens)], dtype=text.tokens.dtype, device=text.tokens.device)
+    count = torch.arange(1, new.shape[1] + 1, device=new.device)[None]
+    side = TextSide(
+        tokens=torch.cat((text.tokens, new), 1),
+        order=torch.cat((text.order, text.order[:, -1:] + count), 1),
+        segment=torch.cat((text.segment, text.segment[:, -1:].expand_as(new)), 1),
+        positions=torch.cat((text.positions, text.positions[:, -1:] + count), 1),
+        modality=torch.cat((text.modality, torch.zeros_like(new)), 1),
+    )
+    return replace(batch, main=side)
+
+
+def before(batch: MultimodalBatch, stop: int) -> MultimodalBatch:
+    """The tokens of a batch before index `stop`, with the media that stand there. No medium may lie across the cut."""
+    return _part(batch, slice(0, stop))
+
+
+def behind(batch: MultimodalBatch, start: int) -> MultimodalBatch:
+    """The tokens of a batch from index `start` on, with the media that stand there. No medium may lie across the cut."""
+    return _part(batch, slice(start, batch.main.tokens.shape[1]))
+
+
+def shared_prefix(stored: MultimodalBatch, wanted: MultimodalBatch) -> int:
+    """Tokens at the start of a one-row batch that are those of another: text, rule, positions and whole media all equal.
+
+    The result is a legal cut: every order before it is below every order behind it, so what is stored there does not depend on
+    what follows. At least one token of `wanted` is left to read, because the next token's logits come from it.
+    """
+    ours, theirs = stored.main, wanted.main
+    length = min(ours.tokens.shape[1], theirs.tokens.shape[1] - 1)
+    same = torch.ones(length, dtype=torch.bool, device=ours.tokens.device)
+    for name in ("tokens", "order", "segment", "positions", "modality"):
+        same &= getattr(ours, name)[0, :length] == getattr(theirs, name)[0, :length]
+    limit = int(same.long().cumprod(0).sum())
+    for stream in stored.media.keys() | wanted.media.keys():
+        limit = min(limit, _first_difference(stored.media.get(stream), wanted.media.get(stream)))
+    highest = theirs.order[0].cummax(0).values
+    lowest = theirs.order[0].flip(0).cummin(0).values.flip(0)
+    for cut in range(limit, 0, -1):
+        if bool(highest[cut - 1] < lowest[cut]) and not any(_across(items.spans, cut) for items in wanted.media.values()):
+            return cut
+    return 0
+
+
+def _across(spans: Tensor, cut: int) -> bool:
+    return bool(((spans[:, 3] < cut) & (spans[:, 3] + spans[:, 4] > cut)).any())
+
+
+def _first_difference(ours: MediaBatch | None, theirs: MediaBatch | None) -> int:
+    """Index of the first token at which the media of a stream differ; a number above any index where they never do."""
+    never = 2**62
+    first, second = (sorted(items.spans.tolist(), key=lambda span: span[3]) if items else [] for items in (ours, theirs))
+    for left, right in zip(first, second, strict=False):
+        if left[1:] != right[1:]:
+            return min(left[3], right[3])
+        assert ours is not None and theirs is not None
+        pixels, others = ours.units[ours.unit_item == left[0]], theirs.units[theirs.unit_item == right[0]]
+        if ours.layout[left[0]] != theirs.layout[right[0]] or not torch.equal(pixels, others):
+            return left[3]
+    rest = first[len(second) :] + second[len(first) :]
+    return rest[0][3] if rest else never
+
+
+def _part(batch: MultimodalBatch, part: slice) -> MultimodalBatch:
+    text = batch.main
+    side = TextSide(
+        tokens=text.tokens[:, part],
+        order=text.order[:, part],
+        segment=text.segment[:, part],
+        positions=text.positions[:, part],
+        modality=text.modality[:, part],
+        targets={head: targets[:, part] for head, targets in text.targets.items()},
+        weights={head: weights[:, part] for head, weights in text.weights.items()},
+    )
+    media = {stream: _media_part(items, part) for stream, items in batch.media.items()}
+    return replace(batch, main=side, media={stream: items for stream, items in media.items() if items is not None})
+
+
+def _media_part(media: MediaBatch, part: slice) -> MediaBatch | None:
+    inside = (media.spans[:, 3] >= part.start) & (media.spans[:, 3] < part.stop)
+    spans = media.spans[inside].clone()
+    items = spans[:, 0].unique()
+    if len(items) == 0:
+        return None
+    spans[:, 0] = torch.searchsorted(items, spans[:, 0].contiguous())
+    spans[:, 3] -= part.start
+    chosen = torch.isin(media.unit_item, items)
+    return MediaBatch(
+        units=media.units[chosen],
+        unit_item=torch.searchsorted(items, media.unit_item[chosen]),
+        layout=tuple(media.layout[item] for item in items.tolist()),
+        spans=spans,
+        item_sample=media.item_sample[items],
+    )
