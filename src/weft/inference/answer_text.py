@@ -11,12 +11,14 @@ class AnswerText:
     """Decodes tokens as they come and ends at a stop string.
 
     What `push` and `finish` return, joined, is `text`. A character whose bytes are not all there yet is held back, and so is
-    the beginning of what may become a stop string; a stop string and what follows it are never released.
+    the beginning of what may become a stop string; a stop string and what follows it are never released. `lead` is what the
+    template writes between its header and the answer (a blank): it is dropped where the answer begins with it.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), lead: str = "") -> None:
         self._decode = decode
         self._stop = tuple(stop)
+        self._lead = lead
         self._tokens: list[int] = []
         self._context = self._read = 0  # decoded text is the difference of tokens[context:] and tokens[context:read]
         self._held = ""
@@ -50,6 +52,11 @@ class AnswerText:
 
     def _release(self, new: str, final: bool) -> str:
         text = self._held + new
+        if self._lead:
+            if not final and len(text) < len(self._lead) and self._lead.startswith(text):
+                self._held = text
+                return ""
+            text, self._lead = text.removeprefix(self._lead), ""
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, text, self._held = True, text[: min(found)], ""

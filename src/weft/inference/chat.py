@@ -9,10 +9,9 @@ from dataclasses import replace
 from weft.core.batch import MultimodalBatch
 from weft.core.conversation import Conversation, Message, Part, assistant, system, user
 from weft.data.collate import collate
-from weft.inference.answer_text import AnswerText
 from weft.inference.continuation import behind, shared_prefix, with_tokens
 from weft.inference.generate import Decoding, FinishReason
-from weft.inference.model import Model, Reply, evaluating, stream_text
+from weft.inference.model import Model, Reply, answer_text, evaluating, stream_text
 from weft.inference.sampling import Sampling
 
 
@@ -78,7 +77,7 @@ class _Turn:
         with evaluating(model.system):
             self.logits = self.decoding.prefill(behind(self.batch, stored))
         session.num_tokens_read = self.length - stored
-        self.text = AnswerText(model.processor.decode, settings.stop)
+        self.text = answer_text(model.processor, settings)
         self.tokens: list[int] = []
         self.first_token_seconds = 0.0
 

@@ -82,7 +82,7 @@ class Model:
         The prompt is read before this returns, so what is wrong with a conversation is raised here.
         """
         sample = self.processor.encode(conversation, reply=True)
-        text = AnswerText(self.processor.decode, settings.stop)
+        text = answer_text(self.processor, settings)
         with evaluating(self.system):
             decoding = Decoding(self.system, capacity=len(sample) + settings.max_new_tokens)
             logits = decoding.prefill(collate([sample]).to(self.device))
@@ -90,7 +90,7 @@ class Model:
 
     def _replies(self, samples: Sequence[EncodedSample], streams: Sequence[int], settings: Sampling) -> list[Reply]:
         start = time.perf_counter()
-        texts = [AnswerText(self.processor.decode, settings.stop) for _ in samples]
+        texts = [answer_text(self.processor, settings) for _ in samples]
         tokens: list[list[int]] = [[] for _ in samples]
         reasons: list[FinishReason] = ["length" for _ in samples]
         first, last = [0.0] * len(samples), [0.0] * len(samples)
@@ -114,6 +114,11 @@ class Model:
         return [
             Reply(texts[i].text, tuple(tokens[i]), reasons[i], len(samples[i]), last[i], first[i]) for i in range(len(samples))
         ]
+
+
+def answer_text(processor: Processor, settings: Sampling) -> AnswerText:
+    """The text of one answer under a processor's template, which says what leads it in and what ends it."""
+    return AnswerText(processor.decode, (*settings.stop, *processor.template.stop), processor.template.answer_lead)
 
 
 def stream_text(
