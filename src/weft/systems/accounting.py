@@ -103,7 +103,9 @@ def shape_only(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -
 @singledispatch
 def run_on_meta(system: System, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
     """Run one sample without data; returns what losses read."""
-    raise ConfigError(f"no accounting for {type(system).__name__}; add a rule for it beside the others in systems/accounting.py")
+    raise ConfigError(
+        f"no accounting for {type(system).__name__}; add a rule for it beside the others in systems/accounting.py"
+    )
 
 
 @run_on_meta.register
@@ -154,7 +156,7 @@ def parts(module: nn.Module, name: str = "") -> tuple[Part, ...]:
     inside = []
     for key, child in module.named_children():
         if size := num_parameters(child):
-            whole = hasattr(child, "config") or type(child).__module__.startswith("torch.nn.modules.") and not _is_list(child)
+            whole = hasattr(child, "config") or (type(child).__module__.startswith("torch.nn.modules.") and not _is_list(child))
             below = () if whole else parts(child, f"{prefix}{key}")
             inside.append(Part(f"{prefix}{key}", type(child).__name__, size, below))
     own = [Part(f"{prefix}{key}", "Parameter", p.numel()) for key, p in module.named_parameters(recurse=False)]

@@ -1,0 +1,71 @@
+"""A published recipe at CPU size: its own stages, only smaller and on the desk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from weft.core.conversation import Text
+from weft.core.interfaces import System
+from weft.data.boxes import FractionBoxes
+from weft.data.dataset import Dataset
+from weft.data.desk.dataset import DeskConversations
+from weft.data.tokenizers import Tokenizer
+from weft.training.stage import Recipe, Stage
+
+TINY_VOCABULARY = 512
+_RATE = 2e-3
+_WARMUP = 0.1
+TINY_SPECIAL = ("<pad>", "<s>", "</s>")
+
+
+def shrunk(
+    recipe: Recipe, systems: Mapping[str, System.Config], data: Mapping[str, Dataset.Config], steps: int, image_size: int
+) -> Recipe:
+    """The recipe with small systems, desk data and a handful of steps by stage.
+
+    What trains, objective, template, kind of optimizer, decay and what a stage takes from another stay as published; the rate and
+    the warm-up fit the few steps.
+    """
+
+    def small(stage: Stage) -> Stage:
+        transforms = {name: replace(t, size=image_size) for name, t in stage.processor.transforms.items()}
+        return replace(
+            stage,
+            system=systems[stage.name],
+            processor=replace(stage.processor, transforms=transforms),
+            data=data[stage.name],
+            batch_size=4,
+            micro_batch_size=None,
+            steps=steps,
+            epochs=None,
+            max_tokens=512,
+            optimizer=replace(stage.optimizer, learning_rate=_RATE),
+            schedule=replace(stage.schedule, warmup=_WARMUP),
+            precision="fp32",
+        )
+
+    return replace(recipe, size="tiny", stages=tuple(small(stage) for stage in recipe.stages))
+
+
+def desk_captions() -> DeskConversations.Config:
+    """A drawn desk and a caption of it."""
+    return DeskConversations.Config(kind="caption", epoch=1000)
+
+
+def desk_dialogues() -> DeskConversations.Config:
+    """A drawn desk and questions about it, boxes written as fractions."""
+    return DeskConversations.Config(kind="dialogue", num_turns=3, boxes=FractionBoxes(), epoch=1000)
+
+
+def tiny_tokenizer(num_scenes: int = 200) -> Tokenizer:
+    """A tokenizer for the desk, trained on what its training scenes say."""
+    desk = DeskConversations.Config(kind="text", num_turns=3, boxes=FractionBoxes()).build()
+    texts = (
+        part.text
+        for index in range(num_scenes)
+        for message in desk[index].messages
+        for part in message.parts
+        if isinstance(part, Text)
+    )
+    return Tokenizer.train(texts, TINY_VOCABULARY, TINY_SPECIAL)

@@ -1,0 +1,71 @@
+"""Published weights for the parts of a system that is about to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
+from weft.checkpoints.weight_files import WeightFiles
+from weft.core.errors import CheckpointError, ConfigError, unknown_name
+from weft.core.interfaces import System
+from weft.recipes.loading import find_model_folder, read_json
+from weft.training.model_folder import load_weights
+
+
+def starting_weights(assignments: Sequence[str]) -> Callable[[System], None] | None:
+    """What fills a fresh system from `PART=PATH` assignments; None where there are none.
+
+    A part is named by the prefix of its parameters (`language_model`, `streams.image.encoder`). A path is a folder in
+    `transformers` layout, a hub name, or a Weft model folder that has the same part. Every parameter of the part is filled.
+
+    Raises: ConfigError for a text that is no assignment; later, for a part that the system does not have.
+    """
+    if not assignments:
+        return None
+    sources: dict[str, str] = {}
+    for text in assignments:
+        part, equals, path = text.partition("=")
+        if not equals or not part or not path:
+            raise ConfigError(f"--from takes PART=PATH, as in language_model=vicuna-7b-v1.5; got {text!r}")
+        sources[part] = path
+
+    def fill(system: System) -> None:
+        for part, path in sources.items():
+            _fill_part(system, part, path)
+
+    return fill
+
+
+def _fill_part(system: System, part: str, path: str) -> None:
+    known = {name for name, module in system.named_modules() if name and hasattr(module, "config")}
+    if part not in known:
+        raise unknown_name("part", part, known)
+    module = system.get_submodule(part)
+    folder = find_model_folder(path)
+    files = WeightFiles(folder)
+    if "model_type" not in read_json(folder / "config.json"):
+        load_weights(module, _under(files, f"{part}.", folder), str(folder))
+        return
+    layout = _layout_of(module)
+    layout.key_map(module.config).load(module, files, str(files.path))
+
+
+def _under(files: Mapping[str, Any], prefix: str, folder: Path) -> dict[str, Any]:
+    found = {name.removeprefix(prefix): files[name] for name in files if name.startswith(prefix)}
+    if not found:
+        raise CheckpointError(f"{folder} has no part {prefix.rstrip('.')!r}")
+    return found
+
+
+def _layout_of(module: nn.Module) -> CheckpointFormat:
+    """The published layout of a part, by the config that it is built from."""
+    for layout in checkpoint_formats().values():
+        if any(type(example) is type(module.config) for example in layout.tiny()):
+            return layout
+    raise CheckpointError(
+        f"no published layout is known for {type(module).__name__}; train it, or take it from a Weft model folder"
+    )
