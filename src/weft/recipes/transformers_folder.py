@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from weft.checkpoints import llama, llava
@@ -59,12 +58,11 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[Sy
     return system, key_map or layout.key_map(system), config.build(tokenizer, system)
 
 
-def write_transformers_folder(
-    folder: Path, system: System, processor: Processor, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
-) -> None:
+def write_transformers_folder(folder: Path, system: System, processor: Processor, shard_bytes: int = SHARD_BYTES) -> None:
     """Fill an existing folder with a model that `transformers` loads: LLaVA's layout, or Llama's for a system without streams.
 
-    Where no row of the embedding stands for `<image>`, the tables grow by rows of zeros that generation suppresses.
+    Where no row of the embedding stands for `<image>`, the tables grow by copies of the begin token's row, which no model says
+    and which generation suppresses.
 
     Raises: CheckpointError for a system that the layouts cannot hold.
     """
@@ -86,11 +84,9 @@ def write_transformers_folder(
         needed = rows if image_token < rows else -(-(image_token + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
         grown = replace(system.config, language_model=replace(system.config.language_model, vocabulary=needed))
         config, tensors = llava.write_config(grown, image_token), llava.LLAVA.from_weft(state)
-        tensors = {name: _grown(name, tensor, needed) for name, tensor in tensors.items()}
+        tensors = {name: _grown(name, tensor, needed, tokenizer.begin_id or 0) for name, tensor in tensors.items()}
         suppressed = list(range(rows, needed))
         _write_image_processor(folder, processor.config.transforms[llava.STREAM], config)
-    if dtype is not None:
-        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     ends = sorted(processor.stop_ids)
     ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     ids["pad_token_id"] = tokenizer.pad_id
@@ -103,9 +99,10 @@ def write_transformers_folder(
     write_weights(folder, tensors, shard_bytes)
 
 
-def _grown(name: str, tensor: Tensor, rows: int) -> Tensor:
-    table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-    return F.pad(tensor, (0, 0, 0, rows - len(tensor))) if table and len(tensor) < rows else tensor
+def _grown(name: str, tensor: Tensor, rows: int, copied: int) -> Tensor:
+    if not name.endswith(("embed_tokens.weight", "lm_head.weight")) or len(tensor) >= rows:
+        return tensor
+    return torch.cat((tensor, tensor[copied].expand(rows - len(tensor), -1)))
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
