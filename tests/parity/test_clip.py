@@ -23,7 +23,7 @@ VISION = {
     "patch_size": 7,
 }
 TEXT = {
-    "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": END + 1,
+    "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": END + 4,
     "max_position_embeddings": 12, "bos_token_id": END - 1, "eos_token_id": END,
 }  # fmt: skip
 PIXELS = torch.randn(3, 3, 30, 30, generator=torch.Generator().manual_seed(7))
@@ -116,6 +116,24 @@ def test_one_tower_is_read_from_the_file_of_the_whole_model(tmp_path):
     CLIP_TEXT.key_map(text.config).load(text, state)
     with torch.no_grad():
         assert_close(vision.eval().pool(PIXELS), whole.vision_model(PIXELS).pooler_output)
+
+
+def test_a_hub_config_of_version_4_gives_the_published_size():
+    from weft.checkpoints.clip import CLIP
+
+    saved = {  # what the file leaves out has the published default; 2 is how old files name the end-of-text token
+        "model_type": "clip",
+        "projection_dim": 768,
+        "text_config": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "eos_token_id": 2},
+        "vision_config": {
+            "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096,
+            "image_size": 336, "patch_size": 14, "dropout": 0.0,
+        },
+    }  # fmt: skip
+    config = CLIP.read_config(saved)
+    assert config.media == ClipVision.Config.sizes()["l-14-336"]
+    assert config.text == ClipText.Config.sizes()["l-14-336"]
+    assert CLIP.read_config(CLIP.write_config(config)) == config
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,17 @@ def test_what_weft_writes_the_reference_loads_without_a_word_about_keys(tmp_path
     assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
 
 
+def test_a_hub_config_of_version_4_gives_the_published_size():
+    from weft.checkpoints.siglip import SIGLIP
+
+    shape = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    saved = {"model_type": "siglip", "text_config": shape, "vision_config": {**shape, "image_size": 384, "patch_size": 14}}
+    config = SIGLIP.read_config(saved)
+    assert config.media == SiglipVision.Config.sizes()["so400m-14-384"]
+    assert config.text == SiglipText.Config.sizes()["so400m-14-384"]
+    assert SIGLIP.read_config(SIGLIP.write_config(config)) == config
+
+
 @pytest.mark.parametrize(
     ("size", "vision", "headless", "text", "whole"),
     [
