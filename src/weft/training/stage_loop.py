@@ -68,7 +68,7 @@ class StageLoop:
         validate_every: int | None = None,
     ) -> StepReport | None:
         """Take the steps that `stream` holds; returns the last report."""
-        set_training_mode(self.system)
+        self.prepare()
         began = time.perf_counter()
         marks: deque[Mark] = deque([(began, 0.0, 0, 0)], maxlen=_SPEED_WINDOW + 1)
         report = None
@@ -85,6 +85,11 @@ class StageLoop:
                 tell(self._validation_report(step + 1, self.validate(validation), time.perf_counter() - began))
             keep(step + 1)
         return report
+
+    def prepare(self) -> None:
+        """Training mode for what trains; frozen parts stay in evaluation mode."""
+        set_training_mode(self.system)
+        self.objective.train()
 
     def step(self, data: StepData, factor: float) -> tuple[WindowLoss, float]:
         """One optimizer step over an accumulation window.
@@ -117,6 +122,7 @@ class StageLoop:
     def validate(self, batches: Sequence[MultimodalBatch]) -> WindowLoss:
         """The loss over held-out batches, normalised over all of them, in evaluation mode."""
         self.system.eval()
+        self.objective.eval()
         weights: list[dict[str, Tensor]] = []
         sums: list[dict[str, Tensor]] = []
         for batch in batches:
@@ -125,7 +131,7 @@ class StageLoop:
                 terms = self.objective(self.system, batch)
             weights.append(terms.weights)
             sums.append(terms.sums)
-        set_training_mode(self.system)
+        self.prepare()
         whole = _sum_by_name(weights)
         total = {name: float(value / whole[name].clamp_min(1e-12)) for name, value in _sum_by_name(sums).items()}
         return WindowLoss(sum(total.values()), total)
