@@ -69,7 +69,9 @@ class Evaluation:
             return None
         differences = {
             type: Marks(tuple(v - other[i] for v, i in zip(marks.values, ids, strict=True)), marks.groups)
-            for type, marks, ids in ((t, m, [r.id for r in self.runs[MODEL] if r.type == t]) for t, m in self._marks(MODEL).items())
+            for type, marks, ids in (
+                (t, m, [r.id for r in self.runs[MODEL] if r.type == t]) for t, m in self._marks(MODEL).items()
+            )
         }
         return over_types(differences)
 

@@ -138,9 +138,7 @@ def _written(truth: str | tuple[float, ...]) -> str:
     return truth if isinstance(truth, str) else "[" + ", ".join(f"{c:.3f}" for c in truth) + "]"
 
 
-def _keep(
-    run: str, records: tuple[Record, ...], benchmark: Benchmark, settings: EvaluationSettings
-) -> tuple[Record, ...]:
+def _keep(run: str, records: tuple[Record, ...], benchmark: Benchmark, settings: EvaluationSettings) -> tuple[Record, ...]:
     file = _open(run, {"benchmark": benchmark.name, "benchmark_config": _plain(getattr(benchmark, "config", None))}, settings)
     if file is not None:
         file.append([record for record in records if record.id not in file.records])

@@ -12,7 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 12.0, 30.0, 30.0
 
 
 def curve_chart(curve: Curve, width: float = 344, height: float = 232) -> Drawing:
-    """Training loss (blue, averaged over neighbouring steps; single values behind it) and validation loss (orange)."""
+    """Training loss (blue, averaged over neighbouring steps) and validation loss (orange)."""
     drawing = Drawing(width, height, f"Loss of stage {curve.title}: training and validation")
     smooth = averaged(curve.train, _POINTS)
     seen = [*smooth, *curve.validation]
@@ -33,9 +33,6 @@ def curve_chart(curve: Curve, width: float = 344, height: float = 232) -> Drawin
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         label = f"{last * share:,.0f}" + (" steps" if share == 1.0 else "")
         drawing.text(_LEFT + (right - _LEFT) * share, bottom + 18, label, 11, "muted", anchor)  # type: ignore[arg-type]
-    for point in averaged(curve.train, 4 * _POINTS):
-        x, y = place(point)
-        drawing.rectangle(x - 0.7, y - 0.7, 1.4, 1.4, "blue", opacity=0.28)
     drawing.line([place(p) for p in smooth], "blue", 2.2)
     if curve.validation:
         drawing.line([place(p) for p in curve.validation], "orange", 1.6)
@@ -46,7 +43,9 @@ def curve_chart(curve: Curve, width: float = 344, height: float = 232) -> Drawin
     return drawing
 
 
-def _ends(drawing: Drawing, train: list[tuple[float, float]], validation: tuple[tuple[float, float], ...], right: float) -> None:
+def _ends(
+    drawing: Drawing, train: list[tuple[float, float]], validation: tuple[tuple[float, float], ...], right: float
+) -> None:
     """The last values, in words, at the top: a legend that also says where it ended."""
     at = _LEFT
     for values, name, colour in ((train, "training", "blue"), (validation, "validation", "orange")):

@@ -28,7 +28,6 @@ LIGHT = {
     "orangewash": "#fae6d6",
     "green": "#00795a",
     "greenwash": "#d8efe7",
-    "glow": "#ffb000",
     "halo": "#ffffff",
 }
 """Colours by role on white paper; blue, orange and green after Okabe and Ito, told apart in all common colour blindness."""
@@ -47,7 +46,6 @@ DARK = {
     "orangewash": "#4a2f1a",
     "green": "#45c9a0",
     "greenwash": "#173d33",
-    "glow": "#ffc233",
     "halo": "#0b0c0e",
 }
 
@@ -94,7 +92,13 @@ class Drawing:
         self._shapes.append(_Shape("line", tuple(points), None, stroke, width, dash, opacity))
 
     def area(
-        self, points: Sequence[Point], fill: str, opacity: float = 1.0, stroke: str | None = None, width: float = 1.0, tip: str = ""
+        self,
+        points: Sequence[Point],
+        fill: str,
+        opacity: float = 1.0,
+        stroke: str | None = None,
+        width: float = 1.0,
+        tip: str = "",
     ) -> None:
         """A closed, filled polygon."""
         self._shapes.append(_Shape("area", tuple(points), fill, stroke, width, None, opacity, tip=tip))
@@ -117,7 +121,14 @@ class Drawing:
         self._shapes.append(_Shape("rectangle", corners, fill, stroke, line, dash, opacity, radius, tip=tip))
 
     def circle(
-        self, x: float, y: float, radius: float, fill: str | None = None, stroke: str | None = None, line: float = 1.0, tip: str = ""
+        self,
+        x: float,
+        y: float,
+        radius: float,
+        fill: str | None = None,
+        stroke: str | None = None,
+        line: float = 1.0,
+        tip: str = "",
     ) -> None:
         self._shapes.append(_Shape("circle", ((x, y),), fill, stroke, line, size=radius, tip=tip))
 
@@ -179,9 +190,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def _svg(shape: _Shape) -> str:
-    paint = " ".join(
-        name for name in (f"f-{shape.fill or 'none'}", f"s-{shape.stroke}" if shape.stroke else "") if name
-    )
+    paint = " ".join(name for name in (f"f-{shape.fill or 'none'}", f"s-{shape.stroke}" if shape.stroke else "") if name)
     style = f'class="{paint}"'
     if shape.stroke:
         style += f' stroke-width="{_n(shape.width)}"'

@@ -9,7 +9,7 @@ import numpy as np
 from weft.evaluation.report.content import Exhibit, Gaze
 from weft.evaluation.report.drawing import Drawing, shorten
 
-_DIMMED = 0.86
+_HEAT = np.array([[255, 255, 255], [255, 205, 90], [214, 84, 10]], dtype=np.float64) / 255  # falls evenly in lightness
 
 
 def exhibit_picture(exhibit: Exhibit, size: float = 200) -> Drawing:
@@ -24,7 +24,11 @@ def exhibit_picture(exhibit: Exhibit, size: float = 200) -> Drawing:
 def draw_boxes(drawing: Drawing, exhibit: Exhibit, x: float, y: float, width: float, height: float) -> None:
     """Each box over a halo, so that it shows on any ground; line styles tell them apart without colour."""
     wrong = exhibit.score < 1.0
-    boxes = ((exhibit.asked_box, "ink", None), (exhibit.truth_box, "green", (5.0, 4.0)), (exhibit.reply_box, "orange" if wrong else "blue", None))
+    boxes = (
+        (exhibit.asked_box, "ink", None),
+        (exhibit.truth_box, "green", (5.0, 4.0)),
+        (exhibit.reply_box, "orange" if wrong else "blue", None),
+    )
     for box, colour, dash in boxes:
         if box is None or len(box) != 4 or box[2] <= box[0] or box[3] <= box[1]:
             continue
@@ -35,7 +39,7 @@ def draw_boxes(drawing: Drawing, exhibit: Exhibit, x: float, y: float, width: fl
 
 
 def gaze_picture(gaze: Gaze, word: int, size: float = 132) -> Drawing:
-    """A spotlight: the picture is as bright as the share of attention, the strongest cell framed with its share."""
+    """A heat map over the greyed picture, the strongest cell framed."""
     share = shares(gaze.maps[word])
     height = size * gaze.picture.shape[0] / gaze.picture.shape[1]
     drawing = Drawing(size, height, f"Attention over the picture while writing {gaze.words[word]!r}")
@@ -44,25 +48,27 @@ def gaze_picture(gaze: Gaze, word: int, size: float = 132) -> Drawing:
 
 
 def draw_gaze(drawing: Drawing, gaze: Gaze, share: np.ndarray, x: float, y: float, width: float, height: float) -> None:
-    drawing.image(x, y, width, height, spotlight(gaze.picture, share))
+    drawing.image(x, y, width, height, heat_map(gaze.picture, share))
     rows, columns = share.shape
     row, column = np.unravel_index(int(share.argmax()), share.shape)
     cell = (x + width * column / columns, y + height * row / rows, width / columns, height / rows)
     drawing.rectangle(*cell, None, "halo", 4)
-    drawing.rectangle(*cell, None, "glow", 2)
+    drawing.rectangle(*cell, None, "blue", 2.4)
 
 
-def spotlight(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """The picture with every cell as bright as its attention relative to the strongest cell.
+def heat_map(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """The picture in light grey, every cell tinted by its attention relative to the strongest cell; ink shows through.
 
     Shapes: picture (height, width, 3) uint8, share [rows, cols] -> (height, width, 3) uint8.
     """
     height, width = picture.shape[:2]
     rows = np.arange(height) * share.shape[0] // height
     columns = np.arange(width) * share.shape[1] // width
-    light = (share / max(float(share.max()), 1e-12)) ** 0.6
-    bright = (1 - _DIMMED + _DIMMED * light)[rows[:, None], columns[None, :]][:, :, None]
-    return np.clip(picture * bright, 0, 255).astype(np.uint8)
+    level = share / max(float(share.max()), 1e-12)
+    tint = np.stack([np.interp(level, (0.0, 0.5, 1.0), _HEAT[:, channel]) for channel in range(3)], axis=-1)
+    grey = picture.mean(-1, keepdims=True)
+    grey = np.minimum(1.0, grey / max(1.0, float(np.percentile(grey, 80))))
+    return np.rint(255 * (0.12 + 0.88 * grey) * tint[rows[:, None], columns[None, :]]).astype(np.uint8)
 
 
 def shares(attention: np.ndarray) -> np.ndarray:
@@ -76,7 +82,9 @@ def gallery_sheet(exhibits: Sequence[Exhibit], columns: int = 4) -> Drawing:
     """The gallery as one drawing, for the PNG."""
     wide, tall, gap = 220.0, 318.0, 20.0
     rows = (len(exhibits) + columns - 1) // columns
-    drawing = Drawing(columns * (wide + gap) + gap, max(1, rows) * (tall + gap) + gap, "Held-out questions with answers and truths")
+    drawing = Drawing(
+        columns * (wide + gap) + gap, max(1, rows) * (tall + gap) + gap, "Held-out questions with answers and truths"
+    )
     for number, exhibit in enumerate(exhibits):
         x, y = gap + (number % columns) * (wide + gap), gap + (number // columns) * (tall + gap)
         drawing.rectangle(x, y, wide, tall, "card", "line", radius=8)

@@ -41,20 +41,19 @@ def accuracy_chart(evaluation: Evaluation, narrow: bool = False) -> Drawing:
     if narrow:
         return _narrow(evaluation, types)
     columns = [run for run in evaluation.baselines if evaluation.mean(run) is not None]
-    left, right, row, top = 210.0, 620.0, 29.0, 72.0
-    width = right + 150 + 84 * len(columns)
-    drawing = Drawing(width, top + row * len(types) + 40, "Accuracy by question type with 95% intervals and baselines")
+    left, right, row, top, width = 206.0, 596.0, 29.0, 72.0, 1080.0
+    step = (width - 12 - right - 152) / max(1, len(columns))
+    drawing = Drawing(width, top + row * len(types) + 26, "Accuracy by question type with 95% intervals and baselines")
     _legend(drawing, evaluation, left, 14, columns_per_row=5)
-    _grid(drawing, left, right, top - 8, top + row * len(types), label_above=False)
     drawing.text(right + 72, top - 18, "accuracy", 12, "blue", "end", bold=True)
     drawing.text(right + 152, top - 18, "95% interval", 12, "muted", "end")
     for index, run in enumerate(columns):
-        drawing.text(right + 152 + 84 * (index + 1), top - 18, _short(run), 12, "muted", "end")
+        drawing.text(right + 152 + step * (index + 1), top - 18, _short(run), 12, "muted", "end")
     for number, type in enumerate(types):
         y = top + row * number + row / 2
         if number % 2 == 0:
             drawing.rectangle(0, y - row / 2, width, row, "wash", opacity=0.55)
-    _grid(drawing, left, right, top - 8, top + row * len(types), label_above=False)
+    _grid(drawing, left, right, top - 8, top + row * len(types))
     for number, type in enumerate(types):
         y = top + row * number + row / 2
         drawing.text(8, y + 4.5, shorten(evaluation.title(type), 30), 13.5)
@@ -66,22 +65,22 @@ def accuracy_chart(evaluation: Evaluation, narrow: bool = False) -> Drawing:
         for index, run in enumerate(columns):
             other = evaluation.by_type(type, run)
             if other is not None:
-                drawing.text(right + 152 + 84 * (index + 1), y + 4.5, f"{100 * other.value:.1f}", 13, "muted", "end")
+                drawing.text(right + 152 + step * (index + 1), y + 4.5, f"{100 * other.value:.1f}", 13, "muted", "end")
     return drawing
 
 
 def _narrow(evaluation: Evaluation, types: list[str]) -> Drawing:
     width, row = 360.0, 46.0
     marked = [run for run in evaluation.baselines if any(evaluation.by_type(t, run) for t in types)]
-    top = 34.0 + 20 * ((len(marked) + 2) // 2)
+    top = 16.0 + 20 * ((len(marked) + 2) // 2)
     drawing = Drawing(width, top + row * len(types) + 30, "Accuracy by question type with 95% intervals and baselines")
     _legend(drawing, evaluation, 6, 14, columns_per_row=2)
-    _grid(drawing, 6, width - 6, top - 4, top + row * len(types), label_above=False)
+    _grid(drawing, 6, width - 6, top - 4, top + row * len(types))
     for number, type in enumerate(types):
         y = top + row * number
         estimate = evaluation.by_type(type)
         assert estimate is not None
-        drawing.rectangle(0, y, width, 21, "card")
+        drawing.rectangle(0, y + 1, width, 20, "card")
         drawing.text(6, y + 16, shorten(evaluation.title(type), 30), 13.5)
         drawing.text(width - 76, y + 16, percent(estimate.value), 13.5, "ink", "end", bold=True)
         drawing.text(width - 6, y + 16, f"{100 * estimate.low:.0f} – {100 * estimate.high:.0f}", 12, "muted", "end")
@@ -128,10 +127,10 @@ def _legend(drawing: Drawing, evaluation: Evaluation, x: float, y: float, column
         else:
             _mark(drawing, _MARKS.get(run, "triangle"), across + 10, down)
         drawing.text(across + 26, down + 4.5, label, 12.5, "muted")
-        across += 46 + 7.0 * len(label)
+        across += 46 + 6.6 * len(label)
 
 
-def _grid(drawing: Drawing, left: float, right: float, top: float, bottom: float, label_above: bool) -> None:
+def _grid(drawing: Drawing, left: float, right: float, top: float, bottom: float) -> None:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = left + (right - left) * share
         drawing.line([(x, top), (x, bottom)], "line")

@@ -51,7 +51,8 @@ section>p strong,.note strong{color:var(--ink);font-weight:600}
 .panel{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:26px 26px 22px;margin-top:24px}
 .phone{display:none}
 .grid{display:grid;gap:24px;margin-top:24px}
-.curves{grid-template-columns:repeat(auto-fill,minmax(300px,1fr))}
+.curves{grid-template-columns:repeat(auto-fit,minmax(300px,1fr))}
+.curves.even{grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}
 .curves .panel{margin:0;padding:18px 18px 12px}
 .curves h3 small{color:var(--muted);font-weight:400;font-size:.82rem;display:block}
 .cards{grid-template-columns:repeat(auto-fill,minmax(218px,1fr));gap:20px}
@@ -65,24 +66,21 @@ section>p strong,.note strong{color:var(--ink);font-weight:600}
 .card dd{margin:0;overflow-wrap:anywhere}
 .mark{display:flex;justify-content:space-between;gap:8px;font-size:.8rem;margin-top:auto;color:var(--muted)}
 .mark b{padding:1px 9px;border-radius:99px;white-space:nowrap;align-self:center}
-.right b{background:var(--greenwash);color:var(--green)}
-.wrong b{background:var(--orangewash);color:var(--orange)}
+.mark.right b{background:var(--greenwash);color:var(--green)}
+.mark.wrong b{background:var(--orangewash);color:var(--orange)}
 .key{display:flex;flex-wrap:wrap;gap:6px 22px;font-size:.85rem;color:var(--muted);margin-top:14px}
 .key i{display:inline-block;width:22px;height:13px;border:2.5px solid;vertical-align:-2px;margin-right:8px;border-radius:1px}
-.gaze{display:grid;grid-template-columns:190px minmax(0,1fr);gap:24px;padding:22px 0;border-top:1px solid var(--line)}
-.gaze:first-child{border-top:0;padding-top:0}
-.gaze:last-child{padding-bottom:0}
-.gaze .ask{font-weight:600;line-height:1.35;margin-top:10px}
-.gaze dl{margin:6px 0 0;font-size:.9rem;display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 10px}
-.gaze dt{color:var(--muted)}.gaze dd{margin:0;overflow-wrap:anywhere}
-.words{display:grid;grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:16px;align-content:start}
+.gazes{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:34px 40px}
+.gaze{grid-column:span 2;min-width:0}
+.gaze.short{grid-column:span 1}
+.gaze .ask{line-height:1.4;margin-bottom:12px}
+.gaze .ask span{color:var(--muted)}
+.words{display:grid;grid-template-columns:repeat(auto-fill,136px);gap:16px}
 .words figure{margin:0}
 .words figcaption{display:flex;justify-content:space-between;gap:6px;align-items:baseline;margin-top:5px;font-size:.78rem;color:var(--muted)}
 .words figcaption b{font-size:1rem;color:var(--ink);white-space:pre;overflow:hidden;text-overflow:ellipsis}
-.shot svg,.words svg,.gaze>div>svg{border-radius:0}
-.gaze>div>svg,.words svg{border-radius:6px}
-.proof{margin-top:20px;padding:12px 16px;border-radius:8px;background:var(--greenwash);font-size:.92rem}
-.proof.off{background:var(--orangewash)}
+.words svg{border-radius:6px}
+section>.proof{margin-top:20px;padding:14px 18px;border-radius:8px;background:var(--greenwash);color:var(--ink);font-size:.92rem;max-width:none}
 details{margin-top:18px}
 summary{cursor:pointer;color:var(--blue);font-weight:600;font-size:.95rem}
 .scroll{overflow-x:auto;margin-top:12px}
@@ -103,9 +101,8 @@ footer{margin-top:72px;padding-top:18px;border-top:1px solid var(--line);color:v
  main{padding:0 16px 48px}
  header{padding-top:22px}
  .mast{margin-bottom:24px}
- .lead,.gaze{grid-template-columns:minmax(0,1fr)}
- .gaze>div:first-child{display:grid;grid-template-columns:110px minmax(0,1fr);gap:0 16px}
- .gaze>div:first-child .ask{margin-top:0}
+ .lead{grid-template-columns:minmax(0,1fr)}
+ .gaze.short{grid-column:span 2}
  .wide{display:none}.phone{display:block}
  .panel{padding:18px 16px}
  .method{columns:1}

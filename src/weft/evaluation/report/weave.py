@@ -17,12 +17,18 @@ def weave_drawing(weave: Weave, narrow: bool = False) -> Drawing:
 def _wide(weave: Weave) -> Drawing:
     matrix_top = 282.0
     row = 52.0
-    height = matrix_top + (34 + row * len(weave.stages) + 36 if weave.stages else 0)
+    height = matrix_top + (34 + row * len(weave.stages) + 2 if weave.stages else 0)
     drawing = Drawing(1080, height, _told(weave))
     y, middle = 34.0, 104.0
     drawing.image(0, y, 140, 140, weave.picture)
     _patches(drawing, weave, 0, y, 140)
-    _caption(drawing, 70, y + 158, f"{weave.picture.shape[1]} × {weave.picture.shape[0]} pixels", f"{weave.grid[0]} × {weave.grid[1]} patches")
+    _caption(
+        drawing,
+        70,
+        y + 158,
+        f"{weave.picture.shape[1]} × {weave.picture.shape[0]} pixels",
+        f"{weave.grid[0]} × {weave.grid[1]} patches",
+    )
     drawing.arrow((146, middle), (182, middle))
     _part(drawing, weave.encoder, 186, y, 160, 140, layers=4)
     drawing.arrow((350, middle), (384, middle))
@@ -32,8 +38,8 @@ def _wide(weave: Weave) -> Drawing:
     drawing.arrow((716, middle), (748, middle))
     _part(drawing, weave.language_model, 752, y, 190, 140, layers=6)
     drawing.arrow((946, middle), (974, middle))
-    drawing.text(1080, y + 12, "the answer", 12, "muted", "end")
-    drawing.rectangle(978, middle - 20, 102, 40, "bluewash", "blue", 1.4, radius=6)
+    drawing.text(1029, middle - 30, "the answer", 12, "muted", "middle")
+    drawing.rectangle(979, middle - 20, 100, 40, "bluewash", "blue", 1.4, radius=6)
     drawing.text(1029, middle + 5, shorten(weave.answer, 12), 15, "ink", "middle", bold=True)
     drawing.text(388, y + 176, "the question", 12, "muted")
     drawing.text(388, y + 194, f"“{shorten(weave.question, 26)}”", 14, "ink")
@@ -52,7 +58,7 @@ def _wide(weave: Weave) -> Drawing:
 def _upright(weave: Weave) -> Drawing:
     row = 66.0
     flow = 640.0
-    height = flow + (34 + row * len(weave.stages) + 34 if weave.stages else 0)
+    height = flow + (34 + row * len(weave.stages) + 12 if weave.stages else 0)
     drawing = Drawing(360, height, _told(weave))
     drawing.image(0, 8, 120, 120, weave.picture)
     _patches(drawing, weave, 0, 8, 120)
@@ -118,7 +124,14 @@ def _tokens(drawing: Drawing, weave: Weave, x: float, y: float, width: float) ->
             fill, stroke = ("blue", None) if kind == "media" else ("card", "orange")
             inset = 1.4
             drawing.rectangle(
-                x + column * size + inset, y + line * size + inset, size - 2 * inset, size - 2 * inset, fill, stroke, 1.6, radius=2
+                x + column * size + inset,
+                y + line * size + inset,
+                size - 2 * inset,
+                size - 2 * inset,
+                fill,
+                stroke,
+                1.6,
+                radius=2,
             )
             number += 1
     bottom = y + ((number + across - 1) // across) * size
@@ -169,10 +182,10 @@ def _stages(
 def _stage_label(drawing: Drawing, stage: StageFacts, number: int, x: float, y: float, narrow: bool) -> None:
     facts = [f"{stage.steps:,} steps", *([duration(stage.seconds)] if stage.seconds is not None else [])]
     if narrow:
-        drawing.text(x, y - 8, f"{number + 1}  {shorten(stage.title, 26)}", 13, bold=True)
+        drawing.text(x, y - 8, f"{number + 1}  {shorten(stage.name.replace('_', ' ').capitalize(), 26)}", 13, bold=True)
         drawing.text(360, y - 8, " · ".join(facts), 11.5, "muted", "end")
     else:
-        drawing.text(x, y + 6, f"{number + 1}  {shorten(stage.title, 22)}", 13.5, bold=True)
+        drawing.text(x, y + 6, f"{number + 1}  {shorten(stage.name.replace('_', ' ').capitalize(), 22)}", 13.5, bold=True)
         drawing.text(x, y + 24, " · ".join(facts), 12, "muted")
 
 

@@ -64,7 +64,11 @@ def headline(evaluation: Evaluation) -> str:
     gain = evaluation.gain(against) if against else None
     if against is None or baseline is None or gain is None:
         return f"It answers {percent(mean.value)} of questions about pictures it never saw."
-    other = f"{percent(baseline.value)} with the {run_title(against)}" if against == BLIND else f"{percent(baseline.value)} for the {run_title(against)}"
+    other = (
+        f"{percent(baseline.value)} with the {run_title(against)}"
+        if against == BLIND
+        else f"{percent(baseline.value)} for the {run_title(against)}"
+    )
     if gain.low > _CLEAR_GAIN:
         return f"It sees. {percent(mean.value)} of questions about pictures it never saw are answered right, against {other}."
     if gain.low > 0:
