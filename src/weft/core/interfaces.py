@@ -85,6 +85,11 @@ class TextEncoder(nn.Module, ABC):
         def context(self) -> int:
             """The longest text, in tokens."""
 
+        @classmethod
+        def sizes(cls) -> Mapping[str, Self]:
+            """The published sizes by name."""
+            return {}
+
     @abstractmethod
     def forward(self, text: TextSide) -> Tensor:
         """Shapes: text [B, T] -> [B, E]."""
