@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weft.checkpoints.checkpoint_format import format_of
+from weft.checkpoints.weight_files import weights
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -38,7 +39,7 @@ def to_weft(reference, folder: Path, rename=lambda key: key) -> nn.Module:
 def to_transformers(model: nn.Module, cls, folder: Path):
     """A Weft model written in the reference's layout and loaded by its library, which must not say a word about keys."""
     layout = format_of({"model_type": cls.config_class.model_type}, "test")
-    state = layout.key_map(model.config).from_weft(model.state_dict())
+    state = layout.key_map(model.config).from_weft(weights(model))
     folder.mkdir()
     save_file({key: value.contiguous() for key, value in state.items()}, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(layout.write_config(model.config)))
