@@ -1,5 +1,7 @@
 """The cache law, over every language model that exists."""
 
+import itertools
+
 import pytest
 import torch
 from tiny_model import text_batch, text_system
@@ -49,7 +51,7 @@ def test_a_causal_sequence_may_be_cut_anywhere(system, tokens, cuts):
     model, side = system.language_model, causal(2, 12)
     cache = KeyValueCache(len(model.blocks), capacity=2)
     bounds = [0, *cuts, 12]
-    pieces = [run(model, side, tokens, cache, slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [run(model, side, tokens, cache, slice(a, b)) for a, b in itertools.pairwise(bounds)]
     assert_close(torch.cat(pieces, 1), run(model, side, tokens))
     assert cache.length == 12
 
