@@ -68,7 +68,7 @@ class _Match(NamedTuple):
 class KeyMap:
     """A two-way, strict table between the keys of a published layout (source) and those of a Weft module (target).
 
-    `drop` maps source patterns to the reason why they are not used. `spellings` are prefix rewrites (old, new) that turn other
+    `drop` maps source patterns to the reason why they are not used; it goes before the rules. `spellings` are prefix rewrites (old, new) that turn other
     accepted spellings of the source into this one: they are tried in order until the key is one that the table knows.
     """
 
@@ -122,13 +122,12 @@ class KeyMap:
         found: dict[tuple[int, Bindings, Bindings], dict[int, str]] = {}
         for key in keys:
             name = key if reverse else self.canonical(key)
+            if not reverse and (reason := self._reason(name)) is not None:
+                plan.dropped[key] = reason
+                continue
             match = self._match(name, self._targets if reverse else self._sources, reverse)
             if match is None:
-                reason = None if reverse else self._reason(name)
-                if reason is None:
-                    plan.problems.unknown.append(key)
-                else:
-                    plan.dropped[key] = reason
+                plan.problems.unknown.append(key)
                 continue
             places = found.setdefault((match.rule, match.bindings, match.moved), {})
             if match.place in places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,9 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".bin", ".pt", ".pth"):
         raise CheckpointError(f"{path} is no weight file; Weft reads .safetensors, .bin, .pt and .pth")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says about odd pickles is said below, in one line
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it meet
         if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) or "weights_only" in str(error).lower():
             raise CheckpointError(
