@@ -22,6 +22,7 @@ from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
 MINUTES = 8.0  # what the steps below take on two CPU cores with bf16 instructions
+BASELINE = "text_only"  # the stage that no later one takes from
 VOCABULARY = 512
 BOXES = BinnedBoxes(bins=32)
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>", "<|end|>", *BOXES.special_tokens)
@@ -40,9 +41,12 @@ LANGUAGE = Decoder.Config(
 )
 TWO_TOWERS = DualEncoder.Config(media=TOWER, text=TEXT_TOWER, initial_scale=10.0)
 TEXT_ONLY = MultimodalLM.Config(language_model=LANGUAGE)
+PROJECTOR = Positioned.Config(inner=PixelShuffle.Config(ratio=2), capacity=16)
 SEEING = MultimodalLM.Config(
     language_model=LANGUAGE,
-    streams={"image": Stream.Config(encoder=TOWER, projector=Positioned.Config(inner=PixelShuffle.Config(ratio=2), capacity=16))},
+    streams={
+        "image": Stream.Config(encoder=TOWER, projector=Positioned.Config(inner=PixelShuffle.Config(ratio=2), capacity=16))
+    },
     fusions=(TokenConcatenation.Config(),),
 )
 MUON = Optimizer(name="muon", learning_rate=3e-3, matrix_rate=0.028, betas=(0.9, 0.95), clip_norm=1.0)
@@ -99,7 +103,6 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 title="A language model learns the desk's words from scenes written as text",
                 system=TEXT_ONLY,
                 train=("*",),
-                takes={},
                 new=("*",),
                 processor=CHAT,
                 data=DeskConversations.Config(kind="text", boxes=BOXES),
@@ -110,6 +113,22 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 max_tokens=224,
                 optimizer=MUON,
                 schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.3),
+            ),
+            Stage(
+                name=BASELINE,
+                title="Baseline: the same questions without pictures show what words alone can guess",
+                system=TEXT_ONLY,
+                train=("*",),
+                takes={"language": {"*": ""}},
+                processor=CHAT,
+                data=DeskConversations.Config(kind="blind", seed=2, boxes=BOXES),
+                validation=DeskConversations.Config(kind="blind", split="validation", boxes=BOXES),
+                objective=NextToken.Config(),
+                batch_size=32,
+                steps=steps(150),
+                max_tokens=192,
+                optimizer=MUON,
+                schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.5),
             ),
             Stage(
                 name="align",

@@ -1,0 +1,213 @@
+"""What the demo's report shows, gathered from the run folder, the served weights and the evaluation."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from weft.core.conversation import Conversation
+from weft.evaluation.benchmark import Item
+from weft.evaluation.benchmarks.desk import DeskBenchmark
+from weft.evaluation.evaluation import MODEL, Evaluation
+from weft.evaluation.records import Record
+from weft.evaluation.report.content import (
+    Gaze,
+    Part,
+    PartState,
+    ReportContent,
+    RunFacts,
+    StageFacts,
+    Weave,
+    read_curves,
+)
+from weft.evaluation.report.exhibits import as_picture, choose_exhibits
+from weft.inference.attention_maps import attention_map
+from weft.inference.model import Model
+from weft.inference.sampling import Sampling
+from weft.recipes.desk import BASELINE
+from weft.systems.multimodal_lm import Stream
+from weft.training.freezing import select_names
+from weft.training.stage import Recipe, Stage
+
+LOOKED_AT = ("name_single", "read", "count", "colour_of_digit", "box", "refer")
+_LONGEST_GAZE = 6  # answer tokens that a map is drawn for
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """Where, how long and from which seed a demo ran. Units: seconds."""
+
+    folder: Path
+    minutes: float
+    seed: int
+    stage_seconds: dict[str, float]
+    evaluation_seconds: float
+
+
+def report_content(
+    recipe: Recipe, model: Model, benchmark: DeskBenchmark, evaluation: Evaluation, circumstances: Circumstances
+) -> ReportContent:
+    """The report of one demo run; also writes `report/canvas.png`, a held-out picture to chat about."""
+    items, records = benchmark.items(), evaluation.runs[MODEL]
+    shown = next(item for item in items if item.type == "caption_short" and len(item.subject.scene.digits) > 2)
+    report = circumstances.folder / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(as_picture(next(shown.conversation.media()).source)).save(report / "canvas.png")
+    return ReportContent(
+        facts=run_facts(recipe, circumstances),
+        evaluation=evaluation,
+        by_seed={circumstances.seed: evaluation},
+        weave=_weave(recipe, model, shown, records, circumstances),
+        curves=read_curves(circumstances.folder / "metrics.jsonl", {s.name: s.title for s in recipe.stages}),
+        exhibits=choose_exhibits(items, records, model.processor.config.boxes.parse),
+        gazes=_gazes(model, items, records),
+    )
+
+
+def run_facts(recipe: Recipe, circumstances: Circumstances) -> RunFacts:
+    """Time, memory, machine, commit and versions. The baseline's training is no part of the model's training time."""
+    stages = circumstances.stage_seconds
+    return RunFacts(
+        title="A multimodal language model grown from nothing",
+        recipe=recipe.name,
+        training_seconds=sum(seconds for name, seconds in stages.items() if name != BASELINE) or None,
+        evaluation_seconds=circumstances.evaluation_seconds + stages.get(BASELINE, 0.0),
+        peak_memory_bytes=peak_memory_bytes(),
+        seeds=(circumstances.seed,),
+        hardware=hardware(),
+        commit=commit(),
+        versions={name: version(name) for name in ("torch", "tokenizers", "numpy")} | {"python": platform.python_version()},
+        command=f"weft demo --minutes {circumstances.minutes:g} --seed {circumstances.seed}",
+        date=time.strftime("%Y-%m-%d"),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process ever held."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes except on macOS
+
+
+def hardware() -> str:
+    """The processor and how many threads compute on it, or the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {torch.get_num_threads()} threads, {capability}"
+
+
+def commit() -> str:
+    """The commit of the code that runs, empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _weave(recipe: Recipe, model: Model, shown: Item, records: Sequence[Record], circumstances: Circumstances) -> Weave:
+    system = model.system
+    stream = cast(Stream, system.streams["image"])
+    layout = stream.encoder.config.layout()
+    record = next(record for record in records if record.id == shown.id)
+    prompt = model.processor.encode(shown.conversation, reply=True)
+    num_media_tokens = int(prompt.modality.sum())
+    language = system.config.language_model
+    return Weave(
+        picture=as_picture(next(shown.conversation.media()).source),
+        grid=(layout.height, layout.width),
+        encoder=Part(
+            "image encoder",
+            f"{type(stream.encoder).__name__}, {stream.encoder.config.num_layers} layers",
+            _count(stream.encoder),
+        ),
+        projector=Part("projector", "2x2 pixel shuffle, MLP, positions", _count(stream.projector)),
+        language_model=Part("language model", f"decoder, {language.num_layers} layers", _count(system.language_model)),
+        num_media_tokens=num_media_tokens,
+        question=record.question,
+        num_question_tokens=len(prompt) - num_media_tokens,
+        answer=record.reply,
+        stages=tuple(_stage_facts(stage, circumstances) for stage in recipe.stages),
+    )
+
+
+_PLACES = {
+    "image encoder": ("media.*", "streams.image.encoder.*"),
+    "projector": ("streams.image.projector.*",),
+    "language model": ("language_model.*",),
+    "text tower": ("text.*",),
+}
+
+
+def _stage_facts(stage: Stage, circumstances: Circumstances) -> StageFacts:
+    with torch.device("meta"):
+        names = {name: p.numel() for name, p in stage.system.build().named_parameters()}
+    trained = set(select_names(names, stage.train, f"stage {stage.name!r}"))
+    parts: dict[str, PartState] = {}
+    for part, patterns in _PLACES.items():
+        here = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if here:
+            parts[part] = "trained" if trained.intersection(here) else "frozen"
+    assert stage.steps is not None  # the demo plans its stages in steps
+    return StageFacts(
+        name=stage.name,
+        title=stage.title,
+        parts=parts,
+        steps=stage.steps,
+        samples=stage.steps * stage.batch_size,
+        seconds=circumstances.stage_seconds.get(stage.name),
+        trained_parameters=sum(names[name] for name in trained),
+    )
+
+
+def _gazes(model: Model, items: Sequence[Item], records: Sequence[Record]) -> list[Gaze]:
+    """Of a few question types the first right answer, chosen by rule, each of its tokens with its map."""
+    by_id = {record.id: record for record in records}
+    gazes = []
+    for type in LOOKED_AT:
+        right = [
+            item for item in items if item.type == type and by_id[item.id].score >= 1.0 and len(item.subject.scene.digits) > 1
+        ]
+        if right:
+            gazes.append(_gaze(model, right[0], by_id[right[0].id]))
+    return gazes
+
+
+def _gaze(model: Model, item: Item, record: Record) -> Gaze:
+    conversation: Conversation = item.conversation
+    (reply,) = model.generate([conversation], Sampling(max_new_tokens=32))
+    tokens = reply.token_ids[:_LONGEST_GAZE]
+    maps = [attention_map(model, conversation, reply.token_ids, chosen=[place]) for place in range(len(tokens))]
+    return Gaze(
+        picture=as_picture(next(conversation.media()).source),
+        question=record.question,
+        words=tuple(model.processor.decode([token]) for token in tokens),
+        maps=np.stack([m.values.numpy() for m in maps]),
+        truth=record.truth,
+        score=record.score,
+        difference=max(m.logit_difference for m in maps),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
