@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from functools import cache
+from typing import Any, cast
 
 from weft.core.errors import unknown_name
 from weft.evaluation import benchmarks as room
@@ -32,4 +33,5 @@ def benchmark_config(name: str) -> Benchmark.Config:
     """The config of a benchmark with its defaults. Raises: ConfigError that offers the nearest names."""
     if name not in benchmarks():
         raise unknown_name("benchmark", name, benchmarks())
-    return benchmarks()[name].Config()
+    config: Any = benchmarks()[name].Config
+    return cast(Benchmark.Config, config())

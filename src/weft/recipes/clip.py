@@ -1,8 +1,8 @@
 """CLIP: two towers from image-text pairs by softmax contrast.
 
 Source: arXiv:2103.00020. The published pairs (WebImageText) are private; any file of image-text pairs takes their place.
-The 336-pixel model trains one more epoch at the finer grid; its position embedding is learned anew there, where the published one
-was interpolated from the coarse grid.
+The 336-pixel model trains one more epoch at the finer grid; its position embedding is learned anew there, where the published
+one was interpolated from the coarse grid.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """LLaVA-1.5: a finer grid, a two-layer projector and a broader mixture than LLaVA.
 
-Source: arXiv:2310.03744. Pictures are padded to a square in stage 2 and when the model is used, boxes are fractions of that square.
+Source: arXiv:2310.03744. Pictures are padded to a square in stage 2 and when the model is used; boxes are fractions of that
+square.
 """
 
 from __future__ import annotations

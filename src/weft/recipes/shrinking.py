@@ -24,8 +24,8 @@ def shrunk(
 ) -> Recipe:
     """The recipe with small systems, desk data and a handful of steps by stage.
 
-    What trains, objective, template, kind of optimizer, decay and what a stage takes from another stay as published; the rate and
-    the warm-up fit the few steps.
+    What trains, objective, template, kind of optimizer, decay and what a stage takes from another stay as published; the rate
+    and the warm-up fit the few steps.
     """
 
     def small(stage: Stage) -> Stage:

@@ -45,7 +45,8 @@ def stage_cost(stage: Stage, system: System, sample: SampleShape) -> StageCost:
     """The cost of a stage whose system stands on the meta device; freezes it as the stage does.
 
     Parameters, gradients and optimizer state are held in float32; with bf16 each parameter has a copy in that precision while a
-    step runs. This is what the trainer does on one device. Activations are those of one sample with a memory-saving attention kernel and nothing recomputed.
+    step runs. This is what the trainer does on one device. Activations are those of one sample with a memory-saving attention
+    kernel and nothing recomputed.
 
     Raises: ConfigError where a pattern of the stage matches nothing.
     """

@@ -1,0 +1,54 @@
+"""`weft chat`: talk to a model about pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from weft.serving.options import Device, ModelPath
+
+
+def chat(
+    model: ModelPath,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", help="A picture for the first question; repeatable.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Ask this, print the answer, and leave.", show_default=False)
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="A system prompt in place of the template's.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="The longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens of this probability together.")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes draws repeatable.", show_default=False)] = None,
+    device: Device = "auto",
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.", show_default="as it is")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of a hub name.", show_default=False)] = None,
+) -> None:
+    """Talk to a model. Without --prompt it is a conversation: /help lists what it understands."""
+    from rich.console import Console
+
+    from weft.data.images import open_image
+    from weft.inference.chat import ChatSession
+    from weft.inference.sampling import Sampling
+    from weft.recipes.loading import load_model
+    from weft.serving.chat_loop import ChatLoop
+    from weft.serving.device import chosen_device
+    from weft.serving.precision import chosen_precision
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    for path in image or ():
+        open_image(path)  # a wrong file is told before a model is loaded
+    loaded = load_model(model, chosen_device(device), chosen_precision(precision), revision)
+    console = Console(highlight=False)
+    loop = ChatLoop(ChatSession(loaded, sampling, system), console, console.input)
+    for path in image or ():
+        loop.show(path)
+    if prompt is not None:
+        loop.answer(prompt)
+    else:
+        loop.run()

@@ -1,0 +1,36 @@
+"""`weft data`: look at data before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weft.serving.options import Seed
+
+app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+
+
+@app.callback()
+def _data() -> None:
+    """Keeps `desk` a subcommand while it is the only one."""
+
+
+@app.command("desk")
+def desk(
+    preview: Annotated[Path, typer.Option("--preview", help="Write a sheet of samples to this PNG.")],
+    number: Annotated[int, typer.Option("--number", "-n", help="Samples on the sheet.", min=1, max=100)] = 8,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+    seed: Seed = 0,
+) -> None:
+    """Draw samples of the desk, the offline world: pictures, boxes, questions and answers."""
+    from typing import cast
+
+    from rich.console import Console
+
+    from weft.data.desk import Desk, Split
+    from weft.data.desk.preview import preview as write_preview
+
+    path = write_preview(Desk(cast(Split, split), seed), preview, number)
+    Console().print(f"{number} samples of desk/{split}, seed {seed}: [bold]{path}[/]")

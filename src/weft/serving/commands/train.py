@@ -1,0 +1,84 @@
+"""`weft train`: a recipe, stage by stage, into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weft.serving.options import Device, Override, Seed, Size, Tiny
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="`weft list recipes` shows them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder; a new one, or with --resume an old one.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="[STAGE=]FILE",
+            show_default=False,
+            help="Conversations as LLaVA JSON or JSON lines, for every stage or for the one named; repeatable.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="The folder that pictures are named from.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            show_default=False,
+            help="A tokenizer.json, a tokenizer.model or a folder with one. --tiny trains its own.",
+        ),
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="PART=PATH",
+            show_default=False,
+            help="Published weights to start a part of the first stage from, e.g. language_model=vicuna-7b-v1.5; repeatable.",
+        ),
+    ] = None,
+    size: Size = None,
+    tiny: Tiny = False,
+    settings: Override = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, bit for bit on the CPU.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    checkpoint_minutes: Annotated[float, typer.Option("--checkpoint-minutes", help="Between checkpoints.", min=0.01)] = 2.0,
+    validate_every: Annotated[
+        int | None, typer.Option("--validate-every", help="Steps between validation losses.", show_default="the end", min=1)
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard/--no-tensorboard", help="Also write TensorBoard events.")] = True,
+) -> None:
+    """Train a recipe. Ctrl-C finishes the step and keeps the work; a second Ctrl-C stops at once."""
+    from rich.console import Console
+
+    from weft.recipes.training_run import TrainingRun
+    from weft.serving.chosen_recipe import chosen_recipe
+    from weft.serving.device import chosen_device
+    from weft.training.progress import progress_view
+
+    console = Console()
+    run = TrainingRun(
+        recipe=chosen_recipe(recipe, size, tiny, settings),
+        data=tuple(data or ()),
+        images=images,
+        tokenizer=tokenizer,
+        start=tuple(start or ()),
+        tiny=tiny,
+    )
+    trainer = run.trainer(
+        output,
+        seed=seed,
+        device=chosen_device(device),
+        callbacks=(progress_view(console),),
+        checkpoint_seconds=60 * checkpoint_minutes,
+        validate_every=validate_every,
+        tensorboard=tensorboard,
+    )
+    model = trainer.fit(resume=resume)
+    console.print(f"The model is in [bold]{model}[/]; talk to it: weft chat {model} --image FILE", highlight=False)

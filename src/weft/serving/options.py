@@ -1,0 +1,28 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Size = Annotated[
+    str | None, typer.Option("--size", help="A published size; `weft list recipes` shows them.", show_default=False)
+]
+Tiny = Annotated[bool, typer.Option("--tiny", help="The recipe at CPU size on the offline desk: its stages in seconds.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Set a field of the recipe, e.g. stages.align.steps=200; repeatable.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="What every random choice follows from.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one.")]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model folder, a run folder, a folder in transformers layout, or a hub name.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.", show_default=False)]
