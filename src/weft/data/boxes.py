@@ -72,12 +72,11 @@ class BinnedBoxes(config.Config):
         return "".join(self.special_tokens[min(int(c * self.bins), self.bins - 1)] for c in coordinates)
 
     def parse(self, text: str, size: Size | None = None) -> tuple[float, ...] | None:
-        """The first run of four bins, or else of two, as the middles of the bins; None where there is none."""
-        for length in (4, 2):
-            for found in re.finditer(rf"(?:<b\d+>){{{length}}}", text):
-                values = [int(v) for v in re.findall(r"\d+", found[0])]
-                if max(values) < self.bins:
-                    return tuple((v + 0.5) / self.bins for v in values)
+        """The first run of exactly four or two bins, as the middles of the bins; None where there is none."""
+        for found in re.finditer(r"(?:<b\d+>)+", text):
+            values = [int(v) for v in re.findall(r"\d+", found[0])]
+            if len(values) in (2, 4) and max(values) < self.bins:
+                return tuple((v + 0.5) / self.bins for v in values)
         return None
 
 

@@ -1,0 +1,68 @@
+"""Regions as text and back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weft.core.errors import ConfigError
+from weft.data.boxes import BinnedBoxes, FractionBoxes
+
+fractions = st.floats(0.0, 1.0)
+sizes = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
+
+
+def test_fractions_are_written_as_llava_1_5_writes_them():
+    assert FractionBoxes().render((0.123, 0.3, 1.0, 0.786)) == "[0.12, 0.3, 1.0, 0.79]"
+
+
+def test_the_padded_square_frame_of_llava_1_5():
+    # 640 x 480 with 80 pixels of padding above and below; the pixel box (64, 48, 320, 240)
+    box = (64 / 640, 48 / 480, 320 / 640, 240 / 480)
+    assert FractionBoxes(square=True).render(box, (640, 480)) == "[0.1, 0.2, 0.5, 0.5]"
+
+
+@given(box=st.tuples(fractions, fractions, fractions, fractions), size=sizes)
+def test_square_boxes_come_back_within_half_a_hundredth_of_the_longer_side(box, size):
+    boxes = FractionBoxes(square=True)
+    found = boxes.parse(boxes.render(box, size), size)
+    longer = max(size)
+    for number, (given, read) in enumerate(zip(box, found, strict=True)):
+        # half of the last decimal, in units of the longer side; float rounding below 1e-9
+        assert abs(given - read) * size[number % 2] <= 0.005 * longer + 1e-9 * longer
+
+
+@given(box=st.tuples(fractions, fractions, fractions, fractions))
+def test_fractions_come_back_within_half_of_the_last_decimal(box):
+    found = FractionBoxes(decimals=3).parse("It is at " + FractionBoxes(decimals=3).render(box) + ".")
+    assert max(abs(a - b) for a, b in zip(box, found, strict=True)) <= 0.0005 + 1e-9  # float rounding
+
+
+@given(box=st.tuples(fractions, fractions, fractions, fractions), bins=st.integers(2, 1000))
+def test_bins_come_back_within_half_a_bin(box, bins):
+    boxes = BinnedBoxes(bins=bins)
+    found = boxes.parse(boxes.render(box))
+    assert max(abs(a - b) for a, b in zip(box, found, strict=True)) <= 0.5 / bins + 1e-9  # float rounding
+
+
+def test_bins_are_the_tokens_that_the_tokenizer_is_given():
+    boxes = BinnedBoxes()
+    assert boxes.special_tokens[0] == "<b00>" and boxes.special_tokens[-1] == "<b31>" and len(boxes.special_tokens) == 32
+    assert boxes.render((0.0, 0.5, 0.999, 1.0)) == "<b00><b16><b31><b31>"
+    assert BinnedBoxes(bins=1000).special_tokens[7] == "<b007>"
+
+
+@pytest.mark.parametrize("text", ["", "no box", "[0.1]", "[0.1, 0.2, 0.3]", "[a, b]", "<b01><b02><b03>", "[0.1 0.2]", "<b>"])
+def test_text_without_a_box_gives_none(text):
+    assert FractionBoxes().parse(text) is None
+    assert BinnedBoxes().parse(text) is None
+
+
+def test_points_and_later_boxes_are_found():
+    assert FractionBoxes().parse("[1] see [0.25, 0.5]") == (0.25, 0.5)
+    assert BinnedBoxes(bins=4).parse("at <b00><b03>") == (0.125, 0.875)
+    assert BinnedBoxes(bins=4).parse("<b09><b00><b00><b00>") is None, "a bin that does not exist"
+
+
+def test_one_bin_is_no_position():
+    with pytest.raises(ConfigError, match="at least 2 bins"):
+        BinnedBoxes(bins=1)

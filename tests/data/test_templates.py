@@ -1,0 +1,124 @@
+"""Every template writes the published strings, byte for byte."""
+
+import numpy as np
+import pytest
+
+from weft.core.conversation import Conversation, Media, Message, Region, Text, assistant, system, user
+from weft.core.errors import ConfigError, DataError
+from weft.data.boxes import FractionBoxes
+from weft.data.rendering import caption, render
+from weft.data.templates import TEMPLATES, template
+
+PICTURE = Media(np.zeros((4, 4, 3), dtype=np.uint8))
+TWO_TURNS = Conversation((user(PICTURE, "Q1"), assistant("A1"), user("Q2"), assistant("A2", train=False)))
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+WRITTEN = {
+    "plain": "<image>A1\nA2\n",
+    "vicuna_v1": f"{SYSTEM} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>",
+    "llama_3": "<|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA2<|eot_id|>",
+    "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1<|im_end|>\n"
+    "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
+    "compact": "<|user|><image>Q1<|assistant|>A1<|end|><|user|>Q2<|assistant|>A2<|end|>",
+}
+PROMPT_END = {
+    "plain": "<image>",
+    "vicuna_v1": "USER: <image>\nQ1 ASSISTANT:",
+    "llama_3": "Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "chatml": "Q1<|im_end|>\n<|im_start|>assistant\n",
+    "compact": "<|user|><image>Q1<|assistant|>",
+}
+
+
+def written(name: str, conversation: Conversation, reply: bool = False, boxes: FractionBoxes | None = None):
+    def region(part: Region) -> str:
+        return (boxes or FractionBoxes()).render(part.coordinates)
+
+    return render(conversation, template(name), {"image": "<image>"}, region, reply)
+
+
+def test_every_chat_template_has_a_published_string_here():
+    assert set(WRITTEN) == set(PROMPT_END) == {name for name, form in TEMPLATES.items() if not form.caption}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_two_turns(name):
+    assert written(name, TWO_TURNS).text == WRITTEN[name]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_prompt_is_the_start_of_the_whole(name):
+    prompt = written(name, Conversation(TWO_TURNS.messages[:1]), reply=True)
+    assert prompt.text.endswith(PROMPT_END[name])
+    assert WRITTEN[name].startswith(prompt.text)
+    assert prompt.trained == []
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_answer_and_its_end_are_marked(name):
+    rendering = written(name, TWO_TURNS)
+    form = template(name)
+    assert [rendering.text[start:end] for start, end in rendering.trained] == [form.answer_lead + "A1" + form.answer_end]
+
+
+def test_a_conversation_may_bring_its_own_system_text_or_none():
+    turns = (user("Q"), assistant("A"))
+    assert written("vicuna_v1", Conversation((system("Be brief."), *turns))).text == "Be brief. USER: Q ASSISTANT: A</s>"
+    assert written("vicuna_v1", Conversation((system(""), *turns))).text == "USER: Q ASSISTANT: A</s>"
+    assert written("llama_3", Conversation((system("S"), *turns))).text.startswith(
+        "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user"
+    )
+
+
+@pytest.mark.parametrize(
+    "parts", [(PICTURE, "\nQ1"), ("Q1\n", PICTURE), (PICTURE, "Q1")], ids=["image first", "image last", "image alone"]
+)
+def test_the_image_of_a_turn_moves_to_its_head(parts):
+    conversation = Conversation((user(*parts), assistant("A")))
+    assert "USER: <image>\nQ1 ASSISTANT:" in written("vicuna_v1", conversation).text
+
+
+def test_in_the_plain_template_the_instruction_changes_nothing():
+    ask = [Conversation((user(PICTURE, question), assistant("A"))) for question in ("Describe.", "What is it?")]
+    assert written("plain", ask[0]).text == written("plain", ask[1]).text == "<image>A\n"
+
+
+def test_regions_are_written_where_they_stand():
+    spoken = Conversation((user("What is at ", Region((0.1, 0.2, 0.5, 0.75)), "?"), assistant("A cat.")))
+    assert "USER: What is at [0.1, 0.2, 0.5, 0.75]? ASSISTANT: A cat." in written("vicuna_v1", spoken).text
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ((), "without messages"),
+        ((user("Q"), assistant(PICTURE)), "turn 2 .assistant. holds a medium"),
+        ((user("Q"), system("S")), "the system speaks at turn 2"),
+        ((Message("user", (PICTURE, Text("Q")), train=True),), "holds a medium"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_with_the_sample_named(messages, reason):
+    with pytest.raises(DataError, match=f"sample set:9.*{reason}"):
+        written("vicuna_v1", Conversation(messages, id="9", source="set"))
+
+
+def test_no_reply_to_the_assistant_itself():
+    with pytest.raises(DataError, match="the assistant spoke last"):
+        written("chatml", TWO_TURNS, reply=True)
+
+
+def test_a_caption_is_what_the_assistant_says_or_else_the_user():
+    assert caption(Conversation((user(PICTURE, "Describe."), assistant(" a cat ")))) == "a cat"
+    assert caption(Conversation((user(PICTURE, "a dog"),))) == "a dog"
+    with pytest.raises(DataError, match="holds no text"):
+        caption(Conversation((user(PICTURE),)))
+
+
+def test_an_unknown_template_is_met_with_the_nearest_names():
+    with pytest.raises(ConfigError, match="did you mean 'vicuna_v1'"):
+        template("vicuna")
