@@ -26,9 +26,9 @@ def test_square_boxes_come_back_within_half_a_hundredth_of_the_longer_side(box, 
     boxes = FractionBoxes(square=True)
     found = boxes.parse(boxes.render(box, size), size)
     longer = max(size)
-    for number, (given, read) in enumerate(zip(box, found, strict=True)):
+    for number, (told, read) in enumerate(zip(box, found, strict=True)):
         # half of the last decimal, in units of the longer side; float rounding below 1e-9
-        assert abs(given - read) * size[number % 2] <= 0.005 * longer + 1e-9 * longer
+        assert abs(told - read) * size[number % 2] <= 0.005 * longer + 1e-9 * longer
 
 
 @given(box=st.tuples(fractions, fractions, fractions, fractions))

@@ -1,0 +1,188 @@
+"""Pictures: opened safely in every form, and at the values that `transformers` gives."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from weft.core.errors import DataError
+from weft.data.images import CLIP_MEAN, HALF, MAX_PIXELS, ImageTransform, open_image
+
+SIZES = [(40, 40), (64, 31), (31, 64), (33, 50), (20, 90), (1, 1), (7, 3), (200, 150)]
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Soft colours with noise, so that both resampling and cropping show."""
+    random = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    values = np.stack((x, y, 255 - x), -1) * 0.7 + random.uniform(0, 76, (height, width, 3))
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def as_bytes(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def in_pixels(transform: ImageTransform, values: torch.Tensor) -> torch.Tensor:
+    """Values back in units of 1/255."""
+    mean, std = torch.tensor(transform.mean)[:, None, None], torch.tensor(transform.std)[:, None, None]
+    return (values * std + mean) * 255
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_clip_values(size):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    assert_equal(ImageTransform(size=32), theirs, picture(*size))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_siglip_values(size):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    assert_equal(ImageTransform(size=32, resize="direct", mean=HALF, std=HALF), theirs, picture(*size))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_llava_1_5_values(size):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_pad=True)
+    assert_equal(ImageTransform(size=32, pad_to_square=True), theirs, picture(*size))
+
+
+def assert_equal(transform: ImageTransform, theirs, image: Image.Image) -> None:
+    ours = transform.apply(image)
+    reference = torch.as_tensor(np.asarray(theirs(image, return_tensors="pt")["pixel_values"][0]))
+    assert ours.shape == (3, transform.size, transform.size)
+    # both resample 8-bit pictures with Pillow; only float rounding of the normalisation may differ
+    assert (in_pixels(transform, ours) - in_pixels(transform, reference)).abs().max() < 1e-3
+
+
+def test_padding_puts_the_picture_in_the_middle_of_the_mean_colour():
+    black = Image.new("RGB", (4, 2))
+    padded = ImageTransform(size=4, pad_to_square=True).pixels(black)
+    assert padded[0, 0].tolist() == [int(255 * m) for m in CLIP_MEAN] == [122, 116, 104]
+    assert (padded[1:3] == 0).all()
+
+
+def test_an_array_of_the_right_size_is_taken_as_it_is():
+    array = np.asarray(picture(24, 24))
+    transform = ImageTransform(size=24, resize="direct", mean=HALF, std=HALF)
+    assert transform.pixels(array) is array
+    assert torch.equal(transform.apply(array), transform.apply(Image.fromarray(array)))
+
+
+def test_a_batch_equals_its_pictures_one_by_one():
+    transform = ImageTransform(size=16)
+    pictures = [np.asarray(picture(16, 16, seed)) for seed in range(3)]
+    batch = transform.normalise(pictures)
+    assert batch.is_contiguous()
+    assert torch.equal(batch, torch.stack([transform.apply(array) for array in pictures]))
+
+
+def test_a_palette_an_alpha_channel_and_grey_become_rgb():
+    image = picture(8, 8)
+    quantised = image.quantize(16)
+    assert np.array_equal(np.asarray(open_image(quantised)), np.asarray(quantised.convert("RGB")))
+    clear = image.copy()
+    clear.putalpha(128)
+    assert np.array_equal(np.asarray(open_image(as_bytes(clear, "PNG"))), np.asarray(image))
+    grey = open_image(as_bytes(image.convert("L"), "PNG"))
+    assert grey.mode == "RGB" and np.array_equal(np.asarray(grey)[..., 0], np.asarray(image.convert("L")))
+    two = open_image(as_bytes(image.convert("1"), "PNG"))
+    assert set(np.unique(np.asarray(two))) <= {0, 255}
+
+
+def test_cmyk_becomes_rgb():
+    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    values = np.asarray(open_image(as_bytes(red, "TIFF")))
+    assert (values == [255, 0, 0]).all()
+
+
+def test_sixteen_bits_keep_their_range():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    values = np.asarray(open_image(as_bytes(Image.fromarray(ramp), "PNG")))[..., 0]
+    # the 256 steps of 257 land on the 256 values; a plain conversion would clip nearly all to 255
+    assert np.array_equal(values.flatten(), np.arange(256))
+
+
+def test_exif_rotation_is_applied():
+    image = picture(6, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show the picture turned right by 90 degrees
+    turned = open_image(as_bytes(image, "PNG", exif=exif))
+    assert turned.size == (4, 6)
+    assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(image), -1))
+
+
+def test_one_pixel_is_a_picture():
+    assert ImageTransform(size=8).apply(Image.new("RGB", (1, 1), (255, 0, 0))).shape == (3, 8, 8)
+
+
+def test_a_path_and_its_bytes_are_the_same_picture(tmp_path):
+    image = picture(9, 5)
+    path = tmp_path / "a.png"
+    image.save(path)
+    assert np.array_equal(np.asarray(open_image(path)), np.asarray(open_image(path.read_bytes())))
+    assert np.array_equal(np.asarray(open_image(str(path))), np.asarray(image))
+
+
+def refused(source: object) -> str:
+    with pytest.raises(DataError) as caught:
+        open_image(source)
+    message = str(caught.value)
+    assert "0x" not in message and "\n" not in message
+    return message
+
+
+def test_files_that_are_no_picture_are_refused_by_name(tmp_path):
+    text = tmp_path / "notes.png"
+    text.write_text("this is no picture")
+    assert refused(text) == f"{text} is no image of a known format"
+    assert "no image file" in refused(tmp_path / "missing.png")
+    assert "is a folder" in refused(tmp_path)
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    assert "empty.jpg is no image" in refused(tmp_path / "empty.jpg")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_files_are_refused_by_name(kind, tmp_path):
+    whole = as_bytes(picture(64, 64), kind)
+    path = tmp_path / f"cut.{kind.lower()}"
+    path.write_bytes(whole[: len(whole) // 2])
+    assert str(path) in refused(path)
+
+
+def test_bytes_without_a_name_say_so():
+    assert refused(b"not an image") == "an image of 12 bytes is no image of a known format"
+
+
+def test_a_decompression_bomb_is_refused_before_it_unpacks():
+    side = 20_000
+    assert side * side > MAX_PIXELS
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    assert "refused" in refused(bomb)
+
+
+def test_a_small_picture_past_the_limit_of_weft_is_refused(monkeypatch):
+    monkeypatch.setattr("weft.data.images.MAX_PIXELS", 99)
+    assert "10 x 10" in refused(picture(10, 10))
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)], ids=str)
+def test_other_arrays_are_refused_with_their_shape(array):
+    assert str(array.shape) in refused(array)
+
+
+def test_other_things_are_refused():
+    assert "an image is a path, bytes, a PIL image or an array" in refused(object())
