@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from weft.data.collate import collate
-from weft.recipes.catalogue import recipe_names, tiny_names, tiny_recipe
 from weft.recipes.catalogue import recipe as full_recipe
+from weft.recipes.catalogue import recipe_names, tiny_names, tiny_recipe
 from weft.recipes.desk import tokenizer as desk_tokenizer
 from weft.recipes.shrinking import tiny_tokenizer
 from weft.training.data_stream import StepData
@@ -35,7 +35,7 @@ STAGES = [pytest.param(name, stage.name, id=f"{name}-{stage.name}") for name in 
 
 
 def is_key_bias(name):
-    """A softmax over keys does not change when all of them gain the same, so their bias has a gradient of rounding errors only."""
+    """A softmax over keys does not change when all gain the same: their bias has a gradient of rounding errors only."""
     return name.endswith(".key.bias")
 
 
