@@ -215,6 +215,12 @@ def test_an_incomplete_group_is_missing_and_an_unwritten_parameter_is_named():
         table.load(model, {"q": numbers(2, 2)})
 
 
+def test_two_keys_for_one_parameter_are_a_conflict():
+    table = KeyMap(rename={"a": "weight", "b": "weight", "bias": "bias"})
+    with pytest.raises(CheckpointError, match="a, b all become the model's weight"):
+        table.load(nn.Linear(1, 1), {"a": numbers(1, 1), "b": numbers(1, 1), "bias": numbers(1)})
+
+
 def test_maps_without_a_model_are_strict_too():
     with pytest.raises(CheckpointError, match=r"1 unknown \(strange\)"):
         SMALL.to_weft({"strange": numbers(1)})

@@ -68,8 +68,9 @@ class _Match(NamedTuple):
 class KeyMap:
     """A two-way, strict table between the keys of a published layout (source) and those of a Weft module (target).
 
-    `drop` maps source patterns to the reason why they are not used; it goes before the rules. `spellings` are prefix rewrites (old, new) that turn other
-    accepted spellings of the source into this one: they are tried in order until the key is one that the table knows.
+    `drop` maps source patterns to the reason why they are not used; it goes before the rules. `spellings` are prefix rewrites
+    (old, new) that turn other accepted spellings of the source into this one: they are tried in order until the key is one
+    that the table knows.
     """
 
     def __init__(
@@ -210,6 +211,10 @@ class KeyMap:
                 outputs = ()
             if any(name not in targets for name in step.outputs):
                 plan.problems.unknown.extend(step.inputs)
+            for name in step.outputs:
+                if name in writers:
+                    sources = ", ".join((*writers[name].inputs, *step.inputs))
+                    plan.problems.conflicting.append(f"{sources} all become the model's {name}")
             for name, tensor in zip(step.outputs, outputs, strict=False):
                 if name in targets and tensor.shape != targets[name].shape:
                     plan.problems.wrong_shape.append(f"{shapes}: the model's {name} is {tuple(targets[name].shape)}")

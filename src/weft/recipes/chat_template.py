@@ -16,7 +16,7 @@ _FORM = """\
 {%- set between = [between] if not loop.first or (role != 'system' and [default_system]) else '' -%}
 {{ between + header + lead }}
 {%- if message['content'] is string -%}
-{%- if role != 'user' or [user_text] -%}{{ message['content'] }}{%- endif -%}
+{%- if role == 'assistant' or [user_text] -%}{{ message['content'] }}{%- endif -%}
 {%- else -%}
 [content]
 {%- endif -%}
@@ -27,7 +27,7 @@ _FORM = """\
 _IN_ORDER = """\
 {%- for part in message['content'] -%}
 {%- if part['type'] == 'image' -%}{{ [marker] }}
-{%- elif role != 'user' or [user_text] -%}{{ part['text'] }}
+{%- elif role == 'assistant' or [user_text] -%}{{ part['text'] }}
 {%- endif -%}
 {%- endfor -%}"""
 
@@ -35,7 +35,7 @@ _MEDIA_FIRST = """\
 {%- set media = message['content'] | selectattr('type', 'equalto', 'image') | list -%}
 {%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') -%}
 {%- for part in media -%}{{ [marker] + [media_footer] }}{%- endfor -%}
-{%- if role != 'user' or [user_text] -%}{{ text | trim if media else text }}{%- endif -%}"""
+{%- if role == 'assistant' or [user_text] -%}{{ text | trim if media else text }}{%- endif -%}"""
 
 _STRINGS = (
     "system_header", "system_footer", "user_header", "user_footer", "assistant_header", "answer_lead", "answer_end",

@@ -27,6 +27,7 @@ AS_NAMED = KeyMap([rename("*", "*")])
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.jinja"]
+_HUB_TORCH_FILES = ["pytorch_model*.bin"]
 
 
 class LoadedSystem(NamedTuple):
@@ -143,27 +144,36 @@ def _read_weft_folder(folder: Path) -> tuple[System.Config, KeyMap, Processor]:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
+    """A snapshot of a hub repository, from the hub or from the local cache."""
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    patterns = list(_HUB_FILES)
     try:
-        if not constants.HF_HUB_OFFLINE:
-            listed = HfApi().model_info(name, revision=revision)
-            revision = listed.sha or revision  # the commit, so that all files are of one
-            if not any(f.rfilename.endswith(".safetensors") for f in listed.siblings or []):
-                patterns.append("pytorch_model*.bin")
-        else:
-            patterns.append("pytorch_model*.bin")
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        commit, patterns = _listed(name, revision)
+        return Path(snapshot_download(name, revision=commit or revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         at = f" at revision {revision}" if revision else ""
         raise CheckpointError(
             f"{name}{at} is neither a folder nor in the local hub cache, and the hub was not asked or did not answer; "
             "download it with a connection, or give a folder"
         ) from error
-    except HfHubHTTPError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise CheckpointError(f"{name} is no folder, and the hub refused it ({type(error).__name__}: {reason})") from error
-    except (HFValidationError, OSError) as error:
-        raise CheckpointError(f"{name} is no folder, and the hub could not be asked ({type(error).__name__})") from error
+
+
+def _listed(name: str, revision: str | None) -> tuple[str | None, list[str]]:
+    """The commit of a revision, so that all files are of one, and which to fetch: torch files only without safetensors."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if constants.HF_HUB_OFFLINE:
+        return None, [*_HUB_FILES, *_HUB_TORCH_FILES]
+    try:
+        listed = HfApi().model_info(name, revision=revision)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception:  # no connection, in the words of whichever HTTP library; the cache may still hold it
+        return None, [*_HUB_FILES, *_HUB_TORCH_FILES]
+    safe = any(file.rfilename.endswith(".safetensors") for file in listed.siblings or [])
+    return listed.sha, _HUB_FILES if safe else [*_HUB_FILES, *_HUB_TORCH_FILES]
