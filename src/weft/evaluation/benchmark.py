@@ -41,6 +41,8 @@ class Benchmark(ABC):
     max_new_tokens: int = 64
     titles: Mapping[str, str] = {}
     """A short name for people per question type; a type without one is shown by its own name."""
+    notes: Mapping[str, str] = {}
+    """What the figures mean: under `held_out` how the questions differ from training, under an expectation its rule."""
 
     @abstractmethod
     def items(self) -> Sequence[Item]:

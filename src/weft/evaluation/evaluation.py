@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Evaluation:
     runs: Mapping[str, tuple[Record, ...]]
     titles: Mapping[str, str] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def types(self) -> tuple[str, ...]:
@@ -67,13 +68,7 @@ class Evaluation:
         other = {record.id: record.score for record in self.runs[over]}
         if any(record.id not in other for record in self.runs[MODEL]):
             return None
-        differences = {
-            type: Marks(tuple(v - other[i] for v, i in zip(marks.values, ids, strict=True)), marks.groups)
-            for type, marks, ids in (
-                (t, m, [r.id for r in self.runs[MODEL] if r.type == t]) for t, m in self._marks(MODEL).items()
-            )
-        }
-        return over_types(differences)
+        return over_types(_marks([replace(record, score=record.score - other[record.id]) for record in self.runs[MODEL]]))
 
     @property
     def seconds(self) -> float:
@@ -90,6 +85,7 @@ class Evaluation:
             "types": {t: {run: _plain(self.by_type(t, run)) for run in self.runs} for t in self.types},
             "titles": dict(self.titles),
             "protocol": dict(self.protocol),
+            "notes": dict(self.notes),
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -112,12 +108,7 @@ class Evaluation:
     def _marks(self, run: str) -> dict[str, Marks]:
         if run not in self.runs:
             raise DataError(f"this evaluation has no run {run!r}; it has {', '.join(self.runs)}")
-        marks: dict[str, tuple[list[float], list[str]]] = {}
-        for record in self.runs[run]:
-            values, groups = marks.setdefault(record.type, ([], []))
-            values.append(record.score)
-            groups.append(record.group)
-        return {type: Marks(tuple(values), tuple(groups)) for type, (values, groups) in marks.items()}
+        return _marks(self.runs[run])
 
 
 def load_evaluation(folder: str | Path) -> Evaluation:
@@ -134,7 +125,17 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     if absent := [run for run in runs if not (folder / f"{run}.jsonl").is_file()]:
         raise DataError(f"{folder} lacks the answers of {', '.join(absent)}; run the evaluation again")
     records = {run: read_records(folder / f"{run}.jsonl") for run in runs}
-    return Evaluation(saved["benchmark"], records, saved["titles"], saved["protocol"])
+    return Evaluation(saved["benchmark"], records, saved["titles"], saved["protocol"], saved["notes"])
+
+
+def _marks(records: Sequence[Record]) -> dict[str, Marks]:
+    """The marks by type, in the order of the records."""
+    marks: dict[str, tuple[list[float], list[str]]] = {}
+    for record in records:
+        values, groups = marks.setdefault(record.type, ([], []))
+        values.append(record.score)
+        groups.append(record.group)
+    return {type: Marks(tuple(values), tuple(groups)) for type, (values, groups) in marks.items()}
 
 
 def _plain(estimate: Estimate | None) -> dict[str, Any] | None:

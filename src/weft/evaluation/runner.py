@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from weft.core.config import to_dict
-from weft.evaluation.benchmark import Benchmark, Item, question_text, shuffled, without_media
+from weft.data.images import open_image
+from weft.evaluation.benchmark import Benchmark, Item, ReadBox, question_text, shuffled, without_media
 from weft.evaluation.evaluation import BLIND, MODEL, MOST_FREQUENT, TEXT_ONLY, Evaluation
 from weft.evaluation.records import Record, RecordFile
 from weft.inference.model import Model
@@ -21,6 +23,9 @@ Progress = Callable[[str, int, int], None]
 """Called with the run's name, the answers there are, and the answers there will be."""
 
 _FINGERPRINT_VALUES = 4096
+_ASKED_TOGETHER = (
+    64  # answers are kept after so many questions; the same whatever the batch size, as random streams count from here
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class EvaluationSettings:
 def evaluate(
     model: Model,
     benchmark: Benchmark,
-    settings: EvaluationSettings = EvaluationSettings(),  # noqa: B008 - frozen
+    settings: EvaluationSettings = EvaluationSettings(),
     *,
     text_only: Model | None = None,
     progress: Progress | None = None,
@@ -61,10 +66,20 @@ def evaluate(
         runs[TEXT_ONLY] = _ask(TEXT_ONLY, text_only, asked, benchmark, settings, progress)
     for name, records in _computed(items, benchmark).items():
         runs[name] = _keep(name, records, benchmark, settings)
-    evaluation = Evaluation(benchmark.name, runs, dict(benchmark.titles), protocol(model, benchmark, settings))
+    evaluation = Evaluation(
+        benchmark.name, runs, dict(benchmark.titles), protocol(model, benchmark, settings), dict(benchmark.notes)
+    )
     if settings.folder is not None:
         evaluation.save(settings.folder)
     return evaluation
+
+
+def box_reader(model: Model, item: Item) -> ReadBox:
+    """Reads boxes as the model writes them, in fractions of the item's picture, whose shape a padded format depends on."""
+    boxes = model.processor.config.boxes
+    medium = next((m for m in item.conversation.media() if m.stream == "image"), None)
+    size = open_image(medium.source).size if boxes.square and medium is not None else None
+    return lambda text: boxes.parse(text, size)
 
 
 def protocol(model: Model, benchmark: Benchmark, settings: EvaluationSettings) -> dict[str, Any]:
@@ -94,15 +109,19 @@ def _ask(
 ) -> tuple[Record, ...]:
     file = _open(run, protocol(model, benchmark, settings), settings)
     done = {} if file is None else dict(file.records)
-    open_items = [item for item in items if item.id not in done]
-    sampling, read_box = _sampling(benchmark, settings), model.processor.config.boxes.parse
+    sampling = _sampling(benchmark, settings)
     if progress is not None:
         progress(run, len(done), len(items))
-    for batch in _batches(open_items, settings.batch_size):
-        replies = model.generate([item.conversation for item in batch], sampling)
+    for batch in _batches(items, _ASKED_TOGETHER):
+        if all(item.id in done for item in batch):
+            continue
+        start = time.perf_counter()
+        replies = model.generate([item.conversation for item in batch], sampling, batch_size=settings.batch_size)
+        seconds = (time.perf_counter() - start) / len(batch)
         records = [
-            _record(item, reply.text, benchmark.score(item, reply.text, read_box), reply.seconds)
+            _record(item, reply.text, benchmark.score(item, reply.text, box_reader(model, item)), seconds)
             for item, reply in zip(batch, replies, strict=True)
+            if item.id not in done
         ]
         if file is not None:
             file.append(records)

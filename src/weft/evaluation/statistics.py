@@ -26,7 +26,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks of one question type, each in [0, 1], and the group that each belongs to.
+    """The marks of one question type, each in [0, 1] (differences of marks: in [-1, 1]), and the group that each belongs to.
 
     Answers of one group share a picture and are not independent (mirrored pairs), so they are resampled together.
     """

@@ -36,6 +36,11 @@ TITLES = {
     "refer": "Digit in a given box",
 }
 
+NOTES = {
+    "held_out": "No scan of handwriting, no layout and no random draw of these questions occurs in training or validation.",
+    RANDOM_COLOUR: "naming the ink of any digit in the picture, which solves part of one question type without reading",
+}
+
 
 class DeskBenchmark(Benchmark):
     """`num_per_type` held-out questions of each type; `left_of` comes in mirrored pairs.
@@ -62,6 +67,7 @@ class DeskBenchmark(Benchmark):
     name = "desk"
     max_new_tokens = 96
     titles = TITLES
+    notes = NOTES
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -58,8 +58,6 @@ class Weave:
     question: str
     num_question_tokens: int
     answer: str
-    fusion: str = "image tokens stand in the text"
-    others: tuple[Part, ...] = ()
     stages: tuple[StageFacts, ...] = ()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from weft.evaluation.report.content import Curve
 from weft.evaluation.report.drawing import Drawing
@@ -60,7 +61,7 @@ def averaged(points: tuple[tuple[float, float], ...], limit: int) -> list[tuple[
     if len(points) <= limit:
         return list(points)
     edges = [round(i * len(points) / limit) for i in range(limit + 1)]
-    runs = [points[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    runs = [points[a:b] for a, b in pairwise(edges) if b > a]
     return [(run[-1][0], sum(loss for _, loss in run) / len(run)) for run in runs]
 
 

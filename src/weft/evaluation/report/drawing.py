@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,8 +157,8 @@ class Drawing:
         """The drawing as an `<svg>` element; colours come from the page's style sheet (classes f-<role> and s-<role>)."""
         body = "".join(_svg(shape) for shape in self._shapes)
         size = f'viewBox="0 0 {_n(self.width)} {_n(self.height)}"'
-        classes = f' class="{html.escape(name)}"' if name else ""
-        return f'<svg{classes} {size} role="img" aria-label="{html.escape(clean(self.title))}">{body}</svg>'
+        classes = f' class="{escape(name)}"' if name else ""
+        return f'<svg{classes} {size} role="img" aria-label="{escape(self.title)}">{body}</svg>'
 
     def png(self, path: str | Path, scale: int = 2, colours: dict[str, str] | None = None) -> Path:
         """The drawing as a PNG, `scale` pixels a unit, drawn twice as large and reduced for smooth edges."""
@@ -167,8 +168,11 @@ class Drawing:
         canvas = Image.new("RGB", size, colours["card"])
         for shape in self._shapes:
             _paint(canvas, shape, factor, colours)
+        margin = 24 * scale
+        framed = Image.new("RGB", (size[0] // 2 + 2 * margin, size[1] // 2 + 2 * margin), colours["card"])
+        framed.paste(canvas.resize((size[0] // 2, size[1] // 2), Image.Resampling.BOX), (margin, margin))
         path = Path(path)
-        canvas.resize((size[0] // 2, size[1] // 2), Image.Resampling.BOX).save(path, optimize=True)
+        framed.save(path, "PNG", optimize=True)
         return path
 
 
@@ -182,6 +186,11 @@ def data_uri(picture: np.ndarray) -> str:
 def clean(text: str) -> str:
     """Text without control characters, which neither HTML nor SVG may hold."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def escape(text: str) -> str:
+    """Text as HTML and SVG may hold it, whoever wrote it."""
+    return html.escape(clean(text))
 
 
 def shorten(text: str, limit: int) -> str:
@@ -198,7 +207,7 @@ def _svg(shape: _Shape) -> str:
         style += f' stroke-dasharray="{_n(shape.dash[0])} {_n(shape.dash[1])}"'
     if shape.opacity < 1:
         style += f' opacity="{_n(shape.opacity)}"'
-    tip = f"<title>{html.escape(clean(shape.tip))}</title>" if shape.tip else ""
+    tip = f"<title>{escape(shape.tip)}</title>" if shape.tip else ""
     (x, y), (x2, y2) = shape.points[0], shape.points[-1]
     if shape.kind in ("line", "area"):
         element = "polyline" if shape.kind == "line" else "polygon"
@@ -214,7 +223,7 @@ def _svg(shape: _Shape) -> str:
         return f'<image {box} preserveAspectRatio="none" class="pixels" href="{data_uri(shape.picture)}"></image>'
     weight = ' font-weight="600"' if shape.bold else ""
     place = f'x="{_n(x)}" y="{_n(y)}" font-size="{_n(shape.size)}" text-anchor="{shape.anchor}"'
-    return f"<text {place}{weight} {style}>{html.escape(clean(shape.text))}</text>"
+    return f"<text {place}{weight} {style}>{escape(shape.text)}</text>"
 
 
 def _paint(canvas: Image.Image, shape: _Shape, factor: float, colours: dict[str, str]) -> None:
@@ -253,7 +262,7 @@ def _dashes(points: list[Point], dash: tuple[float, float] | None, factor: float
         return [points]
     on, off = dash[0] * factor, dash[1] * factor
     parts: list[list[Point]] = []
-    for (x1, y1), (x2, y2) in zip(points, points[1:], strict=False):
+    for (x1, y1), (x2, y2) in pairwise(points):
         length = max(1e-9, float(np.hypot(x2 - x1, y2 - y1)))
         at = 0.0
         while at < length:

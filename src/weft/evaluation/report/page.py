@@ -1,52 +1,51 @@
-"""The page: sections in order, each with a sentence that says what its figure means."""
+"""The page: a header with the verdict, then the sections."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
-from weft.evaluation.evaluation import MODEL, Evaluation
-from weft.evaluation.report.content import Curve, Exhibit, Gaze, ReportContent
-from weft.evaluation.report.curves import curve_chart
-from weft.evaluation.report.drawing import clean, shorten
-from weft.evaluation.report.pictures import exhibit_picture, gaze_picture, shares, verdict_of
-from weft.evaluation.report.scores import accuracy_chart, verdict_chart
+from weft.evaluation.report.content import ReportContent
+from weft.evaluation.report.drawing import escape
+from weft.evaluation.report.scores import verdict_chart
+from weft.evaluation.report.sections import (
+    accuracy_section,
+    attention_section,
+    curves_section,
+    gallery_section,
+    method_section,
+    weave_section,
+)
 from weft.evaluation.report.style import style_sheet
-from weft.evaluation.report.weave import weave_drawing
-from weft.evaluation.report.words import BASELINE_MEANINGS, count, duration, headline, interval, memory, percent, run_title
-from weft.evaluation.statistics import Estimate, median
-
-_LONGEST_REPLY = 220
-_MOST_WORDS = 12
-_SHORT_ANSWER = 2
+from weft.evaluation.report.words import count, duration, headline, interval, memory, percent, run_name
+from weft.evaluation.statistics import median
 
 
 def page(content: ReportContent) -> str:
     """The whole document; it refers to nothing outside itself."""
     sections = (
         _header(content),
-        _weave(content),
-        _curves(content.curves),
-        _accuracy(content.evaluation),
-        _gallery(content.exhibits, content.evaluation),
-        _attention(content.gazes),
-        _method(content),
+        weave_section(content),
+        curves_section(content.curves),
+        accuracy_section(content.evaluation),
+        gallery_section(content.exhibits, content.evaluation),
+        attention_section(content.gazes),
+        method_section(content),
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_t(content.facts.title)} · Weft report</title><style>{style_sheet()}</style></head>"
+        f"<title>{escape(content.facts.title)} · Weft report</title><style>{style_sheet()}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
 
 
 def _header(content: ReportContent) -> str:
     facts, evaluation = content.facts, content.evaluation
-    mast = f'<div class="mast">{_EMBLEM}<b>Weft</b><span>{_t(facts.title)}</span><span>{_t(facts.date)}</span></div>'
+    mast = f'<div class="mast">{_EMBLEM}<b>Weft</b><span>{escape(facts.title)}</span><span>{escape(facts.date)}</span></div>'
     text = "".join(f"<p>{sentence}</p>" for sentence in _lead(content))
-    chart = f"<div>{verdict_chart(evaluation).svg('verdict')}</div>"
+    chart = f"<div>{verdict_chart(evaluation).svg('wide')}{verdict_chart(evaluation, 360).svg('phone')}</div>"
     return (
-        f'<header id="verdict">{mast}<div class="lead"><div><h1>{_t(headline(evaluation))}</h1>{text}</div>{chart}</div>'
+        f'<header id="verdict">{mast}<div class="lead"><div><h1>{escape(headline(evaluation))}</h1>{text}</div>{chart}</div>'
         f"{_fact_list(content)}</header>"
     )
 
@@ -57,11 +56,11 @@ def _lead(content: ReportContent) -> list[str]:
     assert mean is not None
     what = f"{mean.num:,} held-out questions of {len(evaluation.types)} types"
     sentences = [
-        f"Measured on <strong>{what}</strong>, none of whose pictures was seen in training. The score is the mean over types, "
+        f"Measured on <strong>{what}</strong>, about pictures that training never saw. The score is the mean over types, "
         f"<strong>{percent(mean.value)}</strong> with a 95% interval of {interval(mean)}."
     ]
     gains = [(run, evaluation.gain(run)) for run in evaluation.baselines]
-    told = [f"{100 * g.value:.1f} points above the {_t(run_title(run))}" for run, g in gains if g is not None]
+    told = [f"<strong>{100 * g.value:.1f}</strong> points above {escape(run_name(run))}" for run, g in gains if g is not None]
     if told:
         sentences.append("That is " + _listed(told) + ".")
     if len(content.by_seed) > 1:
@@ -96,216 +95,26 @@ def _fact_list(content: ReportContent) -> str:
     if facts.versions:
         rows.append(("Versions", ", ".join(f"{k} {v}" for k, v in facts.versions.items()), True))
     cells = "".join(
-        f"<div{' class=long' if long else ''}><dt>{_t(name)}</dt><dd>{_t(value)}</dd></div>" for name, value, long in rows
+        f"<div{' class=long' if long else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value, long in rows
     )
     return f'<dl class="facts">{cells}</dl>'
-
-
-def _weave(content: ReportContent) -> str:
-    weave = content.weave
-    if weave is None:
-        return _section(
-            "weave", "What was built", "How a picture and a question become an answer.", _absent("no description of the parts")
-        )
-    wide, phone = weave_drawing(weave).svg("wide"), weave_drawing(weave, narrow=True).svg("phone")
-    told = (
-        "Read it from left to right. The encoder turns patches of the picture into features, the projector turns features into "
-        f"tokens of the language model's width, and {_t(weave.fusion)}: the language model reads "
-        f"<strong>{weave.num_media_tokens:,} image tokens beside {weave.num_question_tokens:,} text tokens</strong> and writes the answer."
-    )
-    if weave.stages:
-        told += " Below, each row is a stage of training; a part is solid where the stage changed its weights."
-    return _section("weave", "What was built", told, f'<div class="panel">{wide}{phone}</div>')
-
-
-def _curves(curves: Sequence[Curve]) -> str:
-    told = (
-        "Loss is the surprise at the right answer; lower is better. The <strong>blue</strong> line is the training loss, averaged "
-        "over neighbouring steps; <strong>orange</strong> diamonds are the loss on validation data, which training never uses. "
-        "Lines that part would mean learning by heart. Losses of different stages measure different tasks and do not compare."
-    )
-    if not curves:
-        return _section("curves", "How it learned", told, _absent("no metrics of a training run"))
-    even = len(curves) in (1, 2, 4)
-    panels = "".join(
-        f'<div class="panel"><h3>{number}. {_t(curve.title)}</h3>{_curve(curve, 478 if even else 344)}</div>'
-        for number, curve in enumerate(curves, start=1)
-    )
-    return _section("curves", "How it learned", told, f'<div class="grid curves{" even" if even else ""}">{panels}</div>')
-
-
-def _curve(curve: Curve, width: float) -> str:
-    return curve_chart(curve, width).svg("wide") + curve_chart(curve).svg("phone")
-
-
-def _accuracy(evaluation: Evaluation) -> str:
-    told = (
-        "Each row is a kind of question. The dot is the share of right answers, the bar around it the 95% interval: where the truth "
-        "plausibly lies, given how many questions were asked. The hollow marks show how far one gets <strong>without the picture</strong>; "
-        "a dot close to them has learned words, not sight."
-    )
-    charts = accuracy_chart(evaluation).svg("wide") + accuracy_chart(evaluation, narrow=True).svg("phone")
-    return _section("accuracy", "What it can do", told, f'<div class="panel">{charts}</div>{_table(evaluation)}')
-
-
-def _table(evaluation: Evaluation) -> str:
-    runs = (MODEL, *evaluation.baselines)
-    head = "".join(f"<th>{_t(run_title(run))}</th>" for run in runs)
-    rows = "".join(
-        f"<tr><td>{_t(evaluation.title(type))}</td><td>{_num(evaluation.by_type(type))}</td>"
-        + "".join(f"<td>{_cell(evaluation.by_type(type, run))}</td>" for run in runs)
-        + "</tr>"
-        for type in evaluation.types
-    )
-    total = "".join(f"<td>{_cell(evaluation.mean(run))}</td>" for run in runs)
-    return (
-        "<details><summary>All figures with their intervals</summary>"
-        f'<div class="scroll"><table><thead><tr><th>Question type</th><th>questions</th>{head}</tr></thead><tbody>{rows}'
-        f'<tr class="total"><td>Mean over types</td><td>{_num(evaluation.mean())}</td>{total}</tr></tbody></table></div></details>'
-    )
-
-
-def _gallery(exhibits: Sequence[Exhibit], evaluation: Evaluation) -> str:
-    told = (
-        "Pictures that the model never saw, shown at its own resolution. They are picked by rule and not by hand: of every type the first "
-        "right and the first wrong answer in the order of the benchmark. <strong>Wrong answers carry an orange edge.</strong>"
-    )
-    if not exhibits:
-        return _section("gallery", "Questions and answers", told, _absent("no answers to show"))
-    key = (
-        '<div class="key"><span><i style="color:var(--blue)"></i>box answered, right</span>'
-        '<span><i style="color:var(--orange)"></i>box answered, wrong</span>'
-        '<span><i style="color:var(--green);border-style:dashed"></i>true box</span>'
-        '<span><i style="color:var(--ink)"></i>box asked about</span></div>'
-    )
-    cards = "".join(_card(exhibit, evaluation) for exhibit in exhibits)
-    return _section("gallery", "Questions and answers", told, f'{key}<div class="grid cards">{cards}</div>')
-
-
-def _card(exhibit: Exhibit, evaluation: Evaluation) -> str:
-    word, _ = verdict_of(exhibit.score)
-    kind, sign = ("right", "✓") if exhibit.score >= 1.0 else ("wrong", "✗" if exhibit.score <= 0.0 else "")
-    reply = _t(shorten(exhibit.reply, _LONGEST_REPLY)) if exhibit.reply.strip() else "<em>(empty)</em>"
-    return (
-        f'<figure class="card {kind}"><div class="shot">{exhibit_picture(exhibit).svg()}</div><figcaption>'
-        f'<div class="ask">{_t(exhibit.question)}</div>'
-        f"<dl><dt>Answer</dt><dd><b>{reply}</b></dd><dt>Truth</dt><dd>{_t(exhibit.truth)}</dd></dl>"
-        f'<div class="mark {kind}"><span>{_t(evaluation.title(exhibit.type))}</span><b>{sign} {word}</b></div></figcaption></figure>'
-    )
-
-
-def _attention(gazes: Sequence[Gaze]) -> str:
-    told = (
-        "Each tile is a word of an answer over the greyed picture: the deeper the colour of a cell, the more the language model attended to "
-        "it in the step that wrote the word, averaged over layers and heads. The frame marks the strongest cell and the figure its share "
-        "of the attention on the picture. Attention is a <strong>trace</strong> of what was read, not a proof of why the answer was given."
-    )
-    if not gazes:
-        return _section("attention", "Where it looked", told, _absent("no attention maps"))
-    ordered = sorted(gazes, key=lambda gaze: len(gaze.words) > _SHORT_ANSWER)
-    rows = "".join(_gaze(gaze) for gaze in ordered)
-    return _section("attention", "Where it looked", told, f'<div class="panel gazes">{rows}</div>{_proof(gazes)}')
-
-
-def _gaze(gaze: Gaze) -> str:
-    words = "".join(
-        f"<figure>{gaze_picture(gaze, number).svg()}<figcaption><b>{_t(gaze.words[number].strip()) or '␣'}</b>"
-        f"<span>{shares(gaze.maps[number]).max():.0%} in frame</span></figcaption></figure>"
-        for number in range(min(_MOST_WORDS, len(gaze.words)))
-    )
-    whole = exhibit_picture(Exhibit(gaze.picture, "", gaze.question, gaze.truth, "", 1.0), 132).svg()
-    answer = shorten("".join(gaze.words), _LONGEST_REPLY)
-    truth = f" <span>truth</span> {_t(gaze.truth)}" if gaze.truth and gaze.truth.strip() != answer.strip() else ""
-    short = " short" if len(gaze.words) <= _SHORT_ANSWER else ""
-    return (
-        f'<div class="gaze{short}"><div class="ask">{_t(gaze.question)}<br><span>answer</span> <b>{_t(answer)}</b>{truth}</div>'
-        f'<div class="words"><figure>{whole}<figcaption><span>the picture</span></figcaption></figure>{words}</div></div>'
-    )
-
-
-def _proof(gazes: Sequence[Gaze]) -> str:
-    measured = [gaze.difference for gaze in gazes if gaze.difference is not None]
-    if not measured:
-        return ""
-    return (
-        '<p class="proof">These maps come from the weights that answered: each row was run again through the dense reference path, '
-        f"whose logits differ from the fast path's by at most <strong>{max(measured):.1e}</strong>. A row whose logits differ by more "
-        "than 1e-5 of the largest logit gets no map.</p>"
-    )
-
-
-def _method(content: ReportContent) -> str:
-    evaluation, facts = content.evaluation, content.facts
-    runs = [(run_title(run), BASELINE_MEANINGS.get(run, "")) for run in evaluation.baselines]
-    baselines = "; ".join(f"<strong>{_t(title)}</strong>{': ' + _t(text) if text else ''}" for title, text in runs)
-    empty = sum(not record.reply.strip() for record in evaluation.runs[MODEL])
-    blocks = [
-        ("Held out", "No scan, layout or random draw of these questions was available to training or validation."),
-        (
-            "Intervals",
-            "By type: Wilson's score interval, or a bootstrap over pictures where several questions share one. "
-            "Mean over types: a bootstrap within each type. Gains over a baseline are paired by question.",
-        ),
-        ("Baselines", (baselines[:1].upper() + baselines[1:] + ".") if baselines else "None was measured."),
-        ("Answers", f"{len(evaluation.runs[MODEL]):,} answers, of which {empty:,} were empty; an empty answer is wrong."),
-    ]
-    protocol = "; ".join(f"{_t(key)} <code>{_t(str(value))}</code>" for key, value in evaluation.protocol.items())
-    if protocol:
-        blocks.append(("Protocol", protocol + "."))
-    body = "".join(f"<div><h3>{title}</h3><p>{text}</p></div>" for title, text in blocks)
-    command = f"<h3>To repeat it</h3><pre><code>{_t(facts.command)}</code></pre>" if facts.command else ""
-    return _section("method", "How it was measured", "", f'{_seeds(content)}<div class="method">{body}</div>{command}')
-
-
-def _seeds(content: ReportContent) -> str:
-    if len(content.by_seed) < 2:
-        return ""
-    runs = (MODEL, *(run for run in content.evaluation.baselines if content.evaluation.mean(run) is not None))
-    head = "".join(f"<th>{_t(run_title(run))}</th>" for run in runs)
-    rows = "".join(
-        f"<tr><td>{seed}</td>" + "".join(f"<td>{_cell(e.mean(run) if run in e.runs else None)}</td>" for run in runs) + "</tr>"
-        for seed, e in sorted(content.by_seed.items())
-    )
-    middle = "".join(f"<td>{_median(content, run)}</td>" for run in runs)
-    return (
-        f'<div class="scroll"><table><thead><tr><th>Seed</th>{head}</tr></thead><tbody>{rows}'
-        f'<tr class="total"><td>Median</td>{middle}</tr></tbody></table></div>'
-    )
-
-
-def _median(content: ReportContent, run: str) -> str:
-    means = [e.mean(run) for e in content.by_seed.values() if run in e.runs]
-    values = [mean.value for mean in means if mean is not None]
-    return percent(median(values)) if values else "–"
-
-
-def _section(name: str, title: str, told: str, body: str) -> str:
-    return f'<section id="{name}"><h2>{title}</h2>{f"<p>{told}</p>" if told else ""}{body}</section>'
-
-
-def _absent(what: str) -> str:
-    return f'<div class="empty">This report was given {what}.</div>'
-
-
-def _cell(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{100 * estimate.value:.1f} <small>{interval(estimate)}</small>"
-
-
-def _num(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{estimate.num:,}"
 
 
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _t(text: str) -> str:
-    return html.escape(clean(text))
-
-
+_STRIPS = (
+    ("blue", 4, 0, 6, 30),
+    ("blue", 20, 0, 6, 30),
+    ("orange", 0, 4, 30, 6),
+    ("orange", 0, 20, 30, 6),
+    ("blue", 4, 2, 6, 10),
+    ("blue", 20, 18, 6, 10),
+)
 _EMBLEM = (
     '<svg viewBox="0 0 30 30" aria-hidden="true">'
-    '<rect class="f-blue" x="4" y="0" width="6" height="30" rx="2"/><rect class="f-blue" x="20" y="0" width="6" height="30" rx="2"/>'
-    '<rect class="f-orange" x="0" y="4" width="30" height="6" rx="2"/><rect class="f-orange" x="0" y="20" width="30" height="6" rx="2"/>'
-    '<rect class="f-blue" x="4" y="2" width="6" height="10"/><rect class="f-blue" x="20" y="18" width="6" height="10"/></svg>'
+    + "".join(f'<rect class="f-{c}" x="{x}" y="{y}" width="{w}" height="{h}" rx="2"/>' for c, x, y, w, h in _STRIPS)
+    + "</svg>"
 )

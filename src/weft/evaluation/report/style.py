@@ -40,7 +40,8 @@ header{padding:40px 0 0}
 .lead{display:grid;grid-template-columns:minmax(0,1.08fr) minmax(0,1fr);gap:28px 64px;align-items:start}
 .lead p{margin-top:20px;color:var(--muted);max-width:34em}
 .lead p strong{color:var(--ink);font-weight:600}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(148px,1fr));gap:0 28px;margin:44px 0 0;border-top:2px solid var(--ink)}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(148px,1fr));gap:0 28px;margin:44px 0 0;
+ border-top:2px solid var(--ink)}
 .facts div{padding:12px 0 14px;border-bottom:1px solid var(--line)}
 .facts dt{color:var(--muted);font-size:.78rem}
 .facts dd{margin:0;font-size:1.02rem;font-weight:600;overflow-wrap:anywhere}
@@ -56,7 +57,8 @@ section>p strong,.note strong{color:var(--ink);font-weight:600}
 .curves .panel{margin:0;padding:18px 18px 12px}
 .curves h3 small{color:var(--muted);font-weight:400;font-size:.82rem;display:block}
 .cards{grid-template-columns:repeat(auto-fill,minmax(218px,1fr));gap:20px}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden;margin:0;display:flex;flex-direction:column}
+.card{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden;margin:0;
+ display:flex;flex-direction:column}
 .card .shot{border-bottom:1px solid var(--line)}
 .card.wrong{border-color:var(--orange);box-shadow:inset 0 -4px 0 var(--orange)}
 .card figcaption{padding:12px 14px 14px;display:flex;flex-direction:column;gap:8px;flex:1;min-width:0}
@@ -77,10 +79,12 @@ section>p strong,.note strong{color:var(--ink);font-weight:600}
 .gaze .ask span{color:var(--muted)}
 .words{display:grid;grid-template-columns:repeat(auto-fill,136px);gap:16px}
 .words figure{margin:0}
-.words figcaption{display:flex;justify-content:space-between;gap:6px;align-items:baseline;margin-top:5px;font-size:.78rem;color:var(--muted)}
+.words figcaption{display:flex;justify-content:space-between;gap:6px;align-items:baseline;margin-top:5px;
+ font-size:.78rem;color:var(--muted)}
 .words figcaption b{font-size:1rem;color:var(--ink);white-space:pre;overflow:hidden;text-overflow:ellipsis}
 .words svg{border-radius:6px}
-section>.proof{margin-top:20px;padding:14px 18px;border-radius:8px;background:var(--greenwash);color:var(--ink);font-size:.92rem;max-width:none}
+section>.proof{margin-top:20px;padding:14px 18px;border-radius:8px;background:var(--greenwash);color:var(--ink);
+ font-size:.92rem;max-width:none}
 details{margin-top:18px}
 summary{cursor:pointer;color:var(--blue);font-weight:600;font-size:.95rem}
 .scroll{overflow-x:auto;margin-top:12px}

@@ -6,7 +6,7 @@ from weft.evaluation.report.content import FROZEN, TRAINED, Part, StageFacts, We
 from weft.evaluation.report.drawing import Drawing, shorten
 from weft.evaluation.report.words import count, duration
 
-_SHOWN_TOKENS = 36
+_SHOWN_TOKENS, _SHOWN_TEXT, _ACROSS = 40, 16, 8
 
 
 def weave_drawing(weave: Weave, narrow: bool = False) -> Drawing:
@@ -48,8 +48,7 @@ def _wide(weave: Weave) -> Drawing:
     drawing.arrow((646, y + 189), (646, bottom + 24))
     if weave.stages:
         columns = {weave.encoder.name: 266.0, weave.projector.name: 463.0, weave.language_model.name: 847.0}
-        for index, other in enumerate(weave.others[:1]):
-            columns[other.name] = 646.0 + 160 * index
+        columns.update((name, 646.0) for name in _elsewhere(weave))
         tops = {weave.encoder.name: y + 146, weave.projector.name: y + 216, weave.language_model.name: y + 146}
         _stages(drawing, weave, columns, tops, matrix_top, row, label_x=0.0, label_width=190)
     return drawing
@@ -57,7 +56,7 @@ def _wide(weave: Weave) -> Drawing:
 
 def _upright(weave: Weave) -> Drawing:
     row = 66.0
-    flow = 640.0
+    flow = 396.0 + 18.75 * num_token_lines(weave) + 218
     height = flow + (34 + row * len(weave.stages) + 12 if weave.stages else 0)
     drawing = Drawing(360, height, _told(weave))
     drawing.image(0, 8, 120, 120, weave.picture)
@@ -65,23 +64,23 @@ def _upright(weave: Weave) -> Drawing:
     drawing.text(136, 30, "the picture", 12, "muted")
     drawing.text(136, 50, f"{weave.picture.shape[1]} × {weave.picture.shape[0]} pixels", 14)
     drawing.text(136, 70, f"{weave.grid[0]} × {weave.grid[1]} patches", 14)
-    drawing.arrow((60, 132), (60, 152))
+    drawing.arrow((60, 132), (60, 153))
     _part(drawing, weave.encoder, 0, 156, 360, 84, layers=0)
     drawing.arrow((60, 243), (60, 262))
     _part(drawing, weave.projector, 0, 266, 360, 84, layers=0)
     drawing.arrow((60, 353), (60, 374))
-    bottom = _tokens(drawing, weave, 0, 380, 150)
-    drawing.text(176, 392, "the question", 12, "muted")
-    drawing.text(176, 412, f"“{shorten(weave.question, 22)}”", 14)
-    top = max(bottom + 26, 470.0)
-    drawing.arrow((60, top - 20), (60, top))
+    bottom = _tokens(drawing, weave, 0, 396, 150)
+    drawing.text(176, 408, "the question", 12, "muted")
+    drawing.text(176, 428, f"“{shorten(weave.question, 22)}”", 14)
+    top = bottom + 46
+    drawing.arrow((60, top - 22), (60, top))
     _part(drawing, weave.language_model, 0, top + 4, 360, 84, layers=0)
     drawing.arrow((60, top + 91), (60, top + 110))
     drawing.rectangle(0, top + 114, 120, 36, "bluewash", "blue", 1.4, radius=6)
     drawing.text(60, top + 137, shorten(weave.answer, 14), 15, "ink", "middle", bold=True)
     drawing.text(132, top + 137, "the answer", 12, "muted")
     if weave.stages:
-        names = [weave.encoder.name, weave.projector.name, weave.language_model.name, *(o.name for o in weave.others[:1])]
+        names = [weave.encoder.name, weave.projector.name, weave.language_model.name, *_elsewhere(weave)]
         step = 360 / len(names)
         columns = {name: step * (i + 0.5) for i, name in enumerate(names)}
         _stages(drawing, weave, columns, {}, flow + 10, row, label_x=0.0, label_width=360, cell=step * 0.8)
@@ -93,12 +92,12 @@ def _part(drawing: Drawing, part: Part, x: float, y: float, width: float, height
         shift = 2.2 * layer
         drawing.rectangle(x + shift, y - shift, width - shift, height, "card", "line", 1, radius=7)
     drawing.rectangle(x, y, width - 2.2 * layers, height, "card", "ink", 1.6, radius=7)
-    drawing.text(x + 14, y + 28, part.name, 15, bold=True)
+    drawing.text(x + 14, y + 28, _capital(part.name), 15, bold=True)
     for number, line in enumerate(_wrapped(part.about, int((width - 28) / 6.6))[:3]):
         drawing.text(x + 14, y + 48 + 17 * number, line, 12.5, "muted")
     if height > 100:
         drawing.text(x + 14, y + height - 16, count(part.parameters), 19, "blue", bold=True)
-        drawing.text(x + 14 + 11.5 * len(count(part.parameters)), y + height - 16, "parameters", 12, "muted")
+        drawing.text(x + width - 2.2 * layers - 12, y + height - 16, "parameters", 12, "muted", "end")
     else:
         drawing.text(x + width - 14, y + 29, count(part.parameters), 16, "blue", "end", bold=True)
 
@@ -112,10 +111,21 @@ def _patches(drawing: Drawing, weave: Weave, x: float, y: float, size: float) ->
     drawing.rectangle(x, y, size, size, None, "ink", 1.2)
 
 
+def _elsewhere(weave: Weave) -> list[str]:
+    """The part, if any, that stages trained and that is no part of the model that answers, such as a text tower."""
+    flow = {weave.encoder.name, weave.projector.name, weave.language_model.name}
+    return list(dict.fromkeys(name for stage in weave.stages for name in stage.parts if name not in flow))[:1]
+
+
+def num_token_lines(weave: Weave) -> int:
+    """Lines of eight that the drawn sequence takes."""
+    return -(-(min(weave.num_media_tokens, _SHOWN_TOKENS) + min(weave.num_question_tokens, _SHOWN_TEXT)) // _ACROSS)
+
+
 def _tokens(drawing: Drawing, weave: Weave, x: float, y: float, width: float) -> float:
     """The sequence that the language model reads: image tokens, then text tokens. Returns its lower edge."""
-    across, size = 8, width / 8
-    media, text = min(weave.num_media_tokens, _SHOWN_TOKENS), min(weave.num_question_tokens, 16)
+    across, size = _ACROSS, width / _ACROSS
+    media, text = min(weave.num_media_tokens, _SHOWN_TOKENS), min(weave.num_question_tokens, _SHOWN_TEXT)
     drawing.text(x, y - 10, f"{weave.num_media_tokens:,} image tokens", 12.5, "blue", bold=True)
     number = 0
     for kind, shown in (("media", media), ("text", text)):
@@ -134,7 +144,7 @@ def _tokens(drawing: Drawing, weave: Weave, x: float, y: float, width: float) ->
                 radius=2,
             )
             number += 1
-    bottom = y + ((number + across - 1) // across) * size
+    bottom = y + num_token_lines(weave) * size
     drawing.text(x, bottom + 17, f"{weave.num_question_tokens:,} text tokens", 12.5, "orange", bold=True)
     return bottom
 
@@ -158,7 +168,7 @@ def _stages(
     for name, x in columns.items():
         drawing.line([(x, tops.get(name, first)), (x, end)], "line", 3)
         if narrow or name not in tops:
-            drawing.text(x, first - 4, shorten(name, 14), 11.5, "muted", "middle")
+            drawing.text(x, first - 4, shorten(_capital(name), 14), 11.5, "muted", "middle")
     for number, stage in enumerate(weave.stages):
         y = first + row * number + (row - 30)
         _stage_label(drawing, stage, number, label_x, y, narrow)
@@ -182,16 +192,21 @@ def _stages(
 def _stage_label(drawing: Drawing, stage: StageFacts, number: int, x: float, y: float, narrow: bool) -> None:
     facts = [f"{stage.steps:,} steps", *([duration(stage.seconds)] if stage.seconds is not None else [])]
     if narrow:
-        drawing.text(x, y - 8, f"{number + 1}  {shorten(stage.name.replace('_', ' ').capitalize(), 26)}", 13, bold=True)
+        drawing.text(x, y - 8, f"{number + 1}  {shorten(_capital(stage.name), 26)}", 13, bold=True)
         drawing.text(360, y - 8, " · ".join(facts), 11.5, "muted", "end")
     else:
-        drawing.text(x, y + 6, f"{number + 1}  {shorten(stage.name.replace('_', ' ').capitalize(), 22)}", 13.5, bold=True)
+        drawing.text(x, y + 6, f"{number + 1}  {shorten(_capital(stage.name), 22)}", 13.5, bold=True)
         drawing.text(x, y + 24, " · ".join(facts), 12, "muted")
 
 
 def _caption(drawing: Drawing, x: float, y: float, *lines: str) -> None:
     for number, line in enumerate(lines):
         drawing.text(x, y + 17 * number, line, 12, "muted", "middle")
+
+
+def _capital(name: str) -> str:
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def _wrapped(text: str, limit: int) -> list[str]:
@@ -206,7 +221,7 @@ def _wrapped(text: str, limit: int) -> list[str]:
 
 def _told(weave: Weave) -> str:
     return (
-        f"A picture in {weave.grid[0]} by {weave.grid[1]} patches goes through {weave.encoder.name} and {weave.projector.name}, "
-        f"becomes {weave.num_media_tokens} tokens beside {weave.num_question_tokens} text tokens, and "
+        f"A picture in {weave.grid[0]} by {weave.grid[1]} patches goes through {weave.encoder.name} and "
+        f"{weave.projector.name}, becomes {weave.num_media_tokens} tokens beside {weave.num_question_tokens} text tokens, and "
         f"{weave.language_model.name} writes the answer"
     )

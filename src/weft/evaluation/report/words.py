@@ -14,9 +14,21 @@ BASELINE_MEANINGS = {
 }
 
 
+_BY_NAME = {
+    BLIND: "the same model with shuffled pictures",
+    TEXT_ONLY: "the text-only model",
+    MOST_FREQUENT: "the most frequent answer",
+}
+
+
 def run_title(run: str) -> str:
     """A run's name for people."""
     return RUN_TITLES.get(run, run.replace("_", " "))
+
+
+def run_name(run: str) -> str:
+    """A run's name within a sentence."""
+    return _BY_NAME.get(run, run_title(run))
 
 
 def percent(value: float) -> str:
@@ -64,11 +76,7 @@ def headline(evaluation: Evaluation) -> str:
     gain = evaluation.gain(against) if against else None
     if against is None or baseline is None or gain is None:
         return f"It answers {percent(mean.value)} of questions about pictures it never saw."
-    other = (
-        f"{percent(baseline.value)} with the {run_title(against)}"
-        if against == BLIND
-        else f"{percent(baseline.value)} for the {run_title(against)}"
-    )
+    other = f"{percent(baseline.value)} {'with shuffled pictures' if against == BLIND else 'for ' + run_name(against)}"
     if gain.low > _CLEAR_GAIN:
         return f"It sees. {percent(mean.value)} of questions about pictures it never saw are answered right, against {other}."
     if gain.low > 0:
