@@ -59,7 +59,7 @@ def _encoders(room: str) -> Table:
 
 def _projectors(room: str) -> Table:
     made = _new(
-        f"projectors (from a {EXAMPLE_GRID.height}x{EXAMPLE_GRID.width} grid, width {EXAMPLE_WIDTHS[0]} to {EXAMPLE_WIDTHS[1]})",
+        f"projectors (from a {EXAMPLE_GRID.height}x{EXAMPLE_GRID.width} grid, {EXAMPLE_WIDTHS[0]} to {EXAMPLE_WIDTHS[1]} wide)",
         "name", "parameters", "tokens", "purpose", "arXiv", right=("parameters", "tokens"),
     )  # fmt: skip
     for name, cls in catalogue.parts("projectors").items():
