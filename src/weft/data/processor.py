@@ -77,8 +77,7 @@ class Processor:
         if max_tokens is not None and length > max_tokens:
             length = self._cut(conversation, row, max_tokens, reply)
         targets = np.full(length, IGNORE, dtype=np.int64)
-        learned = row.learned[1 : length + 1].nonzero()[0]
-        learned = learned[learned < length - 1]
+        learned = row.learned[1:length].nonzero()[0]
         targets[learned] = row.tokens[learned + 1]
         media: dict[str, list[EncodedMedium]] = {}
         for (start, count), (_, index, medium) in zip(row.places, written.media, strict=True):
@@ -103,6 +102,10 @@ class Processor:
         text = caption(conversation)
         limit = min(max_tokens or self.system.context, self.system.context)
         begin, end = list(self.tokenizer.begin), self._caption_end()
+        if limit <= len(begin) + len(end):
+            raise ContextTooShort(
+                f"sample {conversation.name}: {limit} tokens leave no room for a caption between begin and end"
+            )
         ids = begin + self.tokenizer.encode(text)[: limit - len(begin) - len(end)] + end
         if self.template.pad_to_context:
             ids += end * (limit - len(ids))
@@ -221,19 +224,20 @@ class Processor:
         stream = self._stream(medium.stream)
         source = medium.source
         try:
-            image = source if isinstance(source, np.ndarray) and source.dtype == np.uint8 else open_image(source)
-            size = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
-            return _Opened(stream, stream.transform.pixels(image), size)
+            if isinstance(source, np.ndarray) and source.shape == (stream.transform.size, stream.transform.size, 3):
+                return _Opened(stream, stream.transform.pixels(source), (source.shape[1], source.shape[0]))
+            image = open_image(source)
+            return _Opened(stream, stream.transform.pixels(image), image.size)
         except DataError as error:
             raise DataError(f"sample {conversation.name}, {medium.stream} {index + 1}: {error}") from None
 
     def _region(self, conversation: Conversation, region: Region, opened: list[_Opened]) -> str:
-        if self.config.boxes.square and region.media >= len(opened):
+        known = 0 <= region.media < len(opened)
+        if not known and (opened or self.config.boxes.square):
             raise DataError(
                 f"sample {conversation.name}: a region names medium {region.media} (from 0), the conversation has {len(opened)}"
             )
-        size = opened[region.media].size if region.media < len(opened) else None
-        return self.config.boxes.render(region.coordinates, size)
+        return self.config.boxes.render(region.coordinates, opened[region.media].size if known else None)
 
     def _stop_ids(self) -> frozenset[int]:
         ids = {self.tokenizer.end_id} if self.tokenizer.end_id is not None else set()

@@ -58,8 +58,12 @@ def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
         model = parse(path.read_bytes())
     except (IndexError, struct.error, UnicodeDecodeError, ValueError):
         raise DataError(f"{path} is no SentencePiece model, or it is damaged") from None
-    if model.algorithm not in (_UNIGRAM, _BPE) or not model.pieces:
-        raise DataError(f"{path}: a SentencePiece model of BPE or unigram pieces is needed, got algorithm {model.algorithm}")
+    named = (model.unknown, model.begin, model.end)
+    if model.algorithm not in (_UNIGRAM, _BPE) or max(named) >= len(model.pieces) or model.unknown < 0:
+        raise DataError(
+            f"{path}: a SentencePiece model of BPE or unigram pieces is needed, got algorithm {model.algorithm} and "
+            f"{len(model.pieces)} pieces"
+        )
     settings = _settings(path.with_name("tokenizer_config.json"))
     backend = _bpe(model) if model.algorithm == _BPE else _unigram(model)
     if settings.get("tokenizer_class") == "SiglipTokenizer":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class LlavaJson(Dataset):
         self.images = Path(config.images) if config.images else self.path.parent
         self.skipped: list[str] = []
         places: list[tuple[int, int, int]] = []
-        for number, (record, start, length) in zip(count(), json_records(self.path), strict=False):
+        for number, (record, start, length) in enumerate(json_records(self.path)):
             try:
                 conversation_of(record, self.images)
             except DataError as error:
