@@ -1,5 +1,7 @@
 """The key-map engine: every rule both ways, every fault in one error."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -272,3 +274,33 @@ def test_a_skeleton_keeps_buffers_real_and_ends_with_its_block():
 def test_names_that_differ_in_one_index_are_shown_as_a_range():
     assert collapse([f"blocks.{i}.x" for i in range(32)] + ["head"]) == ["blocks.{0..31}.x", "head"]
     assert collapse(["b.0.x", "b.2.x"]) == ["b.0.x", "b.2.x"]
+
+
+class CountingState(dict):
+    """A file that hands out fresh tensors and counts how many are held at once."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__(shapes)
+        self.held = self.most = 0
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return super().__getitem__(key)
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        tensor = torch.ones(self.shape(key))
+        self.held += 1
+        self.most = max(self.most, self.held)
+        weakref.finalize(tensor, self._released)
+        return tensor
+
+    def _released(self) -> None:
+        self.held -= 1
+
+
+def test_a_file_is_read_tensor_by_tensor():
+    with skeleton():
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(10)))
+    state = CountingState({name: tuple(value.shape) for name, value in model.state_dict().items()})
+    KeyMap(rename={"*": "*"}).load(model, state)
+    assert all(bool((parameter == 1).all()) for parameter in model.parameters())
+    assert state.most <= 2  # the one being placed and the one before it
