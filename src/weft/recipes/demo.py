@@ -47,7 +47,9 @@ class StageTimes:
         write_text_atomically(self.path, json.dumps(self.seconds, indent=2) + "\n")
 
 
-def run_demo(folder: Path, minutes: float, seed: int, console: Console) -> Evaluation:
+def run_demo(
+    folder: Path, minutes: float, seed: int, console: Console, questions_per_type: int = QUESTIONS_PER_TYPE
+) -> Evaluation:
     """Train the desk recipe, measure it on held-out handwriting beside its baselines, and write the report.
 
     A folder that holds the same run already is taken up where it stopped; what is finished is not done again.
@@ -67,7 +69,7 @@ def run_demo(folder: Path, minutes: float, seed: int, console: Console) -> Evalu
     began = time.perf_counter()
     model = load_model(folder / "model")
     text_only = load_model(folder / "stages" / BASELINE)
-    benchmark = DeskBenchmark.Config(num_per_type=QUESTIONS_PER_TYPE).build()
+    benchmark = DeskBenchmark.Config(num_per_type=questions_per_type).build()
     with _progress(console) as tell:
         settings = EvaluationSettings(folder=folder / "evaluation", batch_size=64)
         evaluation = evaluate(model, benchmark, settings, text_only=text_only, progress=tell)
