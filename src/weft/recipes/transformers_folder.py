@@ -214,6 +214,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, processor: Processor, m
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": processor.system.context,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # 4.x would add token types, which no Llama takes
         **{name: tokenizer.token_of(i) for name, i in named.items() if i is not None},
     }
     if media:
