@@ -68,7 +68,8 @@ class Evaluation:
         other = {record.id: record.score for record in self.runs[over]}
         if any(record.id not in other for record in self.runs[MODEL]):
             return None
-        return over_types(_marks([replace(record, score=record.score - other[record.id]) for record in self.runs[MODEL]]))
+        paired = [replace(record, score=record.score - other[record.id]) for record in self.runs[MODEL]]
+        return over_types(_marks(paired), differences=True)
 
     @property
     def seconds(self) -> float:

@@ -49,7 +49,8 @@ def wilson(right: float, num: int) -> tuple[float, float]:
     share, z2 = right / num, Z_95**2
     centre = (share + z2 / (2 * num)) / (1 + z2 / num)
     half = Z_95 / (1 + z2 / num) * math.sqrt(share * (1 - share) / num + z2 / (4 * num * num))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the formula gives 0 and 1 exactly; rounding would not.
+    return (centre - half if right > 0 else 0.0), (centre + half if right < num else 1.0)
 
 
 def of_type(marks: Marks, seed: int = 0) -> Estimate:
@@ -68,12 +69,17 @@ def of_type(marks: Marks, seed: int = 0) -> Estimate:
     return Estimate(mean, min(low, mean), max(high, mean), num)
 
 
-def over_types(by_type: Mapping[str, Marks], seed: int = 0) -> Estimate:
-    """The mean over types of the means of types, with a stratified bootstrap: groups are resampled within each type."""
+def over_types(by_type: Mapping[str, Marks], seed: int = 0, differences: bool = False) -> Estimate:
+    """The mean over types of the means of types, with a stratified bootstrap: groups are resampled within each type.
+
+    Resampling a type that is all right or all wrong would claim certainty: its mean is drawn from Jeffreys' posterior instead,
+    except where the marks are differences of two runs, which have no such ends.
+    """
     if not by_type:
         raise DataError("a mean over types needs at least one type")
     rng = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(marks, rng) for marks in by_type.values()], axis=0)
+    draw = _resampled_means if differences else _drawn_means
+    means = np.mean([draw(marks, rng) for marks in by_type.values()], axis=0)
     value = float(np.mean([np.mean(marks.values) for marks in by_type.values()]))
     low, high = _percentiles(means)
     return Estimate(value, min(low, value), max(high, value), sum(len(marks.values) for marks in by_type.values()))
@@ -82,6 +88,14 @@ def over_types(by_type: Mapping[str, Marks], seed: int = 0) -> Estimate:
 def median(values: Sequence[float]) -> float:
     """The middle value; of an even number the mean of the two in the middle."""
     return float(np.median(values))
+
+
+def _drawn_means(marks: Marks, rng: np.random.Generator) -> np.ndarray:
+    """`NUM_RESAMPLES` means that the true mean of a type may have."""
+    if set(marks.values) not in ({0.0}, {1.0}):
+        return _resampled_means(marks, rng)
+    wrong = rng.beta(0.5, len(set(marks.groups)) + 0.5, size=NUM_RESAMPLES)
+    return 1.0 - wrong if marks.values[0] else wrong
 
 
 def _resampled_means(marks: Marks, rng: np.random.Generator) -> np.ndarray:

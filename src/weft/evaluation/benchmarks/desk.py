@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import cast
 
 from weft.core.errors import ConfigError
@@ -79,7 +79,7 @@ class DeskBenchmark(Benchmark):
         return desk_score(cast(DeskItem, item.subject), reply, read_box)
 
     def most_frequent(self) -> Mapping[str, Truth]:
-        return most_frequent_answers()
+        return _most_frequent()
 
     def expectations(self) -> Mapping[str, Mapping[str, float]]:
         """Naming the ink of any digit in the picture solves a good part of `colour_of_digit`: its expected mark."""
@@ -97,3 +97,8 @@ class DeskBenchmark(Benchmark):
                 group, scene = item.id, item.scene
             items.append(Item(item.id, item.type, group, item.conversation, item.truth, item))
         return tuple(items)
+
+
+@cache
+def _most_frequent() -> Mapping[str, Truth]:
+    return most_frequent_answers()

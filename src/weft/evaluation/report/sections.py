@@ -41,7 +41,7 @@ def curves_section(curves: Sequence[Curve]) -> str:
     told = (
         "Loss is the surprise at the right answer; lower is better. The <strong>blue</strong> line is the training loss, "
         "averaged over neighbouring steps; <strong>orange</strong> diamonds are the loss on validation data, which training "
-        "never uses. Lines that part would mean learning by heart. Stages learn different tasks, so their losses do not compare."
+        "never uses. Lines that part would mean learning by heart. Stages learn different tasks: their losses do not compare."
     )
     if not curves:
         return _section("curves", "How it learned", told, _absent("no metrics of a training run"))
@@ -88,7 +88,7 @@ def _table(evaluation: Evaluation) -> str:
 def gallery_section(exhibits: Sequence[Exhibit], evaluation: Evaluation) -> str:
     told = (
         "Held-out pictures, pixel by pixel as they were given. They are picked by rule and not by hand: of every type the "
-        "first right and the first wrong answer in the order of the benchmark. <strong>Wrong answers carry an orange edge.</strong>"
+        "first right and the first wrong answer in the benchmark's order. <strong>Wrong answers carry an orange edge.</strong>"
     )
     if not exhibits:
         return _section("gallery", "Questions and answers", told, _absent("no answers to show"))
@@ -118,9 +118,9 @@ def _card(exhibit: Exhibit, evaluation: Evaluation) -> str:
 def attention_section(gazes: Sequence[Gaze]) -> str:
     told = (
         "Each tile is a piece of an answer over the greyed picture: the deeper the colour of a cell, the more the language "
-        "model attended to it in the step that wrote the piece, averaged over layers and heads. The frame marks the strongest cell "
-        "and the figure its share of the attention on the picture. Attention is a <strong>trace</strong> of what was read, not a "
-        "proof of why the answer was given."
+        "model attended to it in the step that wrote the piece, averaged over layers and heads. The frame marks the strongest "
+        "cell and the figure its share of the attention on the picture. Attention is a <strong>trace</strong> of what was "
+        "read, not a proof of why the answer was given."
     )
     if not gazes:
         return _section("attention", "Where it looked", told, _absent("no attention maps"))

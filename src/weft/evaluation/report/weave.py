@@ -192,6 +192,7 @@ def _stages(
 def _stage_label(drawing: Drawing, stage: StageFacts, number: int, x: float, y: float, narrow: bool) -> None:
     facts = [f"{stage.steps:,} steps", *([duration(stage.seconds)] if stage.seconds is not None else [])]
     if narrow:
+        drawing.rectangle(x, y - 22, 360, 20, "card")
         drawing.text(x, y - 8, f"{number + 1}  {shorten(_capital(stage.name), 26)}", 13, bold=True)
         drawing.text(360, y - 8, " · ".join(facts), 11.5, "muted", "end")
     else:
