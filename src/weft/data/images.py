@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from weft.core.errors import DataError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
-MAX_PIXELS = 100_000_000
-"""A larger picture is taken for a decompression bomb."""
+MAX_PIXELS = 89_478_485
+"""A larger picture is taken for a decompression bomb; Pillow's own first limit."""
 
 
 def open_image(source: Any, name: str | None = None) -> Image.Image:
@@ -35,14 +35,12 @@ def open_image(source: Any, name: str | None = None) -> Image.Image:
     if isinstance(source, np.ndarray):
         return Image.fromarray(_checked_array(source, name))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _upright_rgb(_opened(source, name), name)
+        return _read(source, name)
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"no image file {name}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise DataError(f"{name} is refused: it unpacks to more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise DataError(f"{name} is no image of a known format") from None
@@ -119,26 +117,37 @@ def _name(source: Any) -> str:
     return str(getattr(source, "filename", "") or f"a {type(source).__name__}")
 
 
-def _opened(source: Any, name: str) -> Image.Image:
+def _read(source: Any, name: str) -> Image.Image:
+    """Open and decode; a file that was opened here is closed again, whatever happens."""
     if isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, str | Path):
-        if Path(source).is_dir():
-            raise DataError(f"{name} is a folder, not an image file")
-        image = Image.open(source)
-    elif isinstance(source, bytes | bytearray | memoryview):
-        image = Image.open(io.BytesIO(source))
-    else:
+        return _upright_rgb(_small_enough(source, name))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decoded(io.BytesIO(source), name)
+    if not isinstance(source, str | Path):
         raise DataError(f"an image is a path, bytes, a PIL image or an array (height, width, 3) uint8, got {name}")
+    if Path(source).is_dir():
+        raise DataError(f"{name} is a folder, not an image file")
+    with Path(source).open("rb") as file:
+        return _decoded(file, name)
+
+
+def _decoded(file: IO[bytes], name: str) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, with the file's name
+        image = Image.open(file)
+    return _upright_rgb(_small_enough(image, name))
+
+
+def _small_enough(image: Image.Image, name: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{name} is refused: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+    if min(image.size) < 1:
+        raise DataError(f"{name} has no pixels")
     return image
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if min(image.size) < 1:
-        raise DataError(f"{name} has no pixels")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _eight_bit(image)

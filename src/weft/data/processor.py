@@ -70,7 +70,7 @@ class Processor:
         if self.template.caption:
             return self._encode_caption(conversation, max_tokens)
         opened = [self._open(conversation, medium, i) for i, medium in enumerate(conversation.media())]
-        markers = {medium.stream: self._stream(medium.stream).marker for medium in conversation.media()}
+        markers = {name: stream.marker for name, stream in self._streams.items()}
         written = render(conversation, self.template, markers, lambda r: self._region(conversation, r, opened), reply)
         row = self._tokens(conversation, written)
         length = len(row.tokens)
@@ -152,8 +152,10 @@ class Processor:
             done = character
         tokens, start, end = np.array(ids, np.int64), np.concatenate(starts), np.concatenate(ends)
         learned = np.zeros(len(tokens), dtype=bool)
-        for first, last in written.trained:
-            learned[np.searchsorted(end, first, "right") : np.searchsorted(start, last, "left")] = True
+        if written.trained:
+            first, last = np.array(written.trained).T
+            for here, there in zip(end.searchsorted(first, "right"), start.searchsorted(last, "left"), strict=True):
+                learned[here:there] = True
         if not written.media:
             return _Row(tokens, learned, np.zeros_like(tokens), [])
         return self._with_media(conversation, written, tokens, learned, at)

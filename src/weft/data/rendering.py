@@ -66,7 +66,8 @@ def render(
                 continue
         if out.length and template.between:
             out.write(template.between)
-        if message.media and (message.role != "user" or message.train):
+        media = message.media
+        if media and (message.role != "user" or message.train):
             raise DataError(
                 f"sample {conversation.name}: turn {number + 1} ({message.role}) holds a medium; media stand in the user's "
                 "turns, which are not trained on"
@@ -76,8 +77,8 @@ def render(
         start = out.length
         if message.role == "assistant":
             out.write(template.answer_lead)
-        parts = message.parts if template.user_text or message.role == "assistant" else message.media
-        if template.media_first and message.media:
+        parts = message.parts if template.user_text or message.role == "assistant" else media
+        if template.media_first and media:
             num_media = _media_first(out, parts, template, markers, write_region, num_media)
         else:
             num_media = _in_order(out, parts, markers, write_region, num_media)

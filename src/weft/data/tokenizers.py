@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -172,7 +173,7 @@ class Tokenizer:
 
 
 def _with_offsets(ids: list[int], offsets: list[tuple[int, int]]) -> EncodedText:
-    spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    spans = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
     end = np.maximum.accumulate(spans[:, 1])
     return EncodedText(ids, np.minimum(np.maximum.accumulate(spans[:, 0]), end), end)
 
