@@ -57,8 +57,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = app(args=list(arguments), prog_name="weft", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted", "yellow")
-        return INTERRUPTED
+        result = INTERRUPTED
+    except SystemExit as stop:
+        # Training that was told to stop says where its work is kept.
+        if str(stop) not in ("", str(stop.code)):
+            _say(str(stop), "yellow")
+        return stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except BrokenPipeError:
         # The reader of our output has left, as `weft list | head -1` does; closing stdout again at exit would fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +73,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _say(message, "red")
         return USAGE_ERROR
+    if result == INTERRUPTED:
+        _say("interrupted", "yellow")
     return result if isinstance(result, int) else 0
 
 

@@ -46,11 +46,11 @@ class RunFolder:
         Raises: RunError where a run stands there already, or the place cannot be written.
         """
         if (self.path / RECIPE).exists() or (self.path / RUN).exists():
-            raise RunError(f"{self.path} already holds a run; resume it with --resume, or give another folder with --out")
+            raise RunError(f"{self.path} already holds a run; resume it with --resume, or give another folder with --output")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{self.path} cannot be a run's folder ({error.strerror}); give another with --out") from None
+            raise RunError(f"{self.path} cannot be a run's folder ({error.strerror}); give another with --output") from None
         self.run_id = uuid.uuid4().hex
         run = {"id": self.run_id, "seed": seed, "tokenizer": _digest(tokenizer_text)}
         write_text_atomically(self.path / RUN, json.dumps(run, indent=2) + "\n")
@@ -77,7 +77,7 @@ class RunFolder:
             more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
             raise RunError(
                 f"{self.path} was started with another recipe ({'; '.join(differences[:_SHOWN])}{more}); "
-                "resume with what it was started with, or give another folder with --out"
+                "resume with what it was started with, or give another folder with --output"
             )
         self.run_id = run["id"]
         for folder in (self.path, self.checkpoints, self.path / "stages"):
@@ -98,7 +98,7 @@ class RunFolder:
         if free < num_bytes:
             raise RunError(
                 f"{what} needs about {_size(num_bytes)} under {self.path} and the disk has {_size(free)} left; "
-                "free some space or give another folder with --out"
+                "free some space or give another folder with --output"
             )
 
 

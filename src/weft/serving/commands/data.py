@@ -29,8 +29,11 @@ def desk(
 
     from rich.console import Console
 
+    from weft.core.errors import ConfigError
     from weft.data.desk import Desk, Split
     from weft.data.desk.preview import preview as write_preview
 
+    if preview.suffix.lower() != ".png":
+        raise ConfigError(f"--preview writes a PNG; give it a name that ends in .png, not {preview.name!r}")
     path = write_preview(Desk(cast(Split, split), seed), preview, number)
     Console().print(f"{number} samples of desk/{split}, seed {seed}: [bold]{path}[/]")

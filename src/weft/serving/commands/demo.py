@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from weft.serving.commands.chat import chat
 from weft.serving.options import Seed
 
 
@@ -20,4 +22,8 @@ def demo(
 
     from weft.recipes.demo import run_demo
 
-    run_demo(output, minutes, seed, Console())
+    console = Console()
+    run_demo(output, minutes, seed, console)
+    picture = output / "report" / "canvas.png"
+    if console.is_terminal and sys.stdin.isatty() and typer.confirm("Talk to it now?", default=True):
+        chat(str(output / "model"), image=[str(picture)])
