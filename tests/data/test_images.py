@@ -11,7 +11,7 @@ from PIL import Image
 from weft.core.errors import DataError
 from weft.data.images import CLIP_MEAN, HALF, MAX_PIXELS, ImageTransform, open_image
 
-SIZES = [(40, 40), (64, 31), (31, 64), (33, 50), (20, 90), (1, 1), (7, 3), (200, 150)]
+SIZES = [(40, 40), (64, 31), (31, 64), (33, 50), (20, 90), (500, 33), (1, 1), (7, 3), (200, 150)]
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -61,6 +61,11 @@ def assert_equal(transform: ImageTransform, theirs, image: Image.Image) -> None:
     assert ours.shape == (3, transform.size, transform.size)
     # both resample 8-bit pictures with Pillow; only float rounding of the normalisation may differ
     assert (in_pixels(transform, ours) - in_pixels(transform, reference)).abs().max() < 1e-3
+
+
+def test_a_very_long_picture_is_cropped_before_it_grows():
+    # scaled whole, this one would take 3 * 336 * 30 million bytes
+    assert ImageTransform(size=336).pixels(Image.new("RGB", (90_000, 1), (9, 8, 7)))[0, 0].tolist() == [9, 8, 7]
 
 
 def test_padding_puts_the_picture_in_the_middle_of_the_mean_colour():

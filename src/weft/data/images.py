@@ -80,9 +80,14 @@ class ImageTransform(config.Config):
         else:
             long = int(self.size * max(width, height) / min(width, height))
             target = (self.size, long) if width <= height else (long, self.size)
+        left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+        if target[0] * target[1] > MAX_PIXELS:
+            # a strip of 1 x 60,000 pixels would grow to 336 x 20 million: compute only what the crop keeps
+            x, y = width / target[0], height / target[1]
+            box = (left * x, top * y, min((left + self.size) * x, width), min((top + self.size) * y, height))
+            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
         if target != image.size:
             image = image.resize(target, Image.Resampling.BICUBIC)
-        left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
         if target != (self.size, self.size):
             image = image.crop((left, top, left + self.size, top + self.size))
         return np.asarray(image)
