@@ -189,11 +189,9 @@ def _cells(row: _StageRow) -> list[str]:
 
 def progress_view(console: Console) -> LiveView | PlainLines:
     """The live view on a terminal, plain lines elsewhere."""
-    return (
-        LiveView(console)
-        if console.is_terminal
-        else PlainLines(lambda line: console.print(line, highlight=False, markup=False))
-    )
+    if console.is_terminal:
+        return LiveView(console)
+    return PlainLines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
 
 
 def describe(report: StepReport) -> str:
