@@ -14,8 +14,8 @@ from weft.core.errors import RunError
 class AdamW:
     """AdamW in one fused call per group of parameters that share decay and rate factor.
 
-    Weight decay leaves out parameters with fewer than two dimensions. `factors` multiplies the rate by name. A parameter without
-    a gradient is left alone for that step. Source: arXiv:1711.05101.
+    Weight decay leaves out parameters with fewer than two dimensions. `factors` multiplies the rate by name. A parameter
+    without a gradient is left alone for that step. Source: arXiv:1711.05101.
     """
 
     def __init__(
