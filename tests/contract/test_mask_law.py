@@ -149,3 +149,15 @@ def test_without_an_image_token_the_text_is_cut_at_images_as_the_first_llava_did
     assert sample.text == before + after
     expected = [*plain.begin, *plain.encode(before), *[0] * NUM_POSITIONS, *plain.encode(after)]
     assert sample.tokens.tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_targets_as_answer_tokens_and_one_end_a_round(kind):
+    said = [text.strip() for text in MULTILINGUAL if text.strip() and sayable(text.strip())]
+    ready = processor("vicuna_v1", kind)
+    for first, second in zip(said, reversed(said), strict=True):
+        sample = ready.encode(conversation([("Q", first, True), ("R", second, True)]))
+        # alone, a Llama tokenizer puts the space in front itself; a byte-level one is given it
+        space = " " if kind == "byte-level" else ""
+        expected = sum(len(ready.tokenizer.encode(space + answer)) + 1 for answer in (first, second))
+        assert (sample.targets != IGNORE).sum() == expected, (first, second)

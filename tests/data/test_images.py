@@ -68,6 +68,11 @@ def test_a_very_long_picture_is_cropped_before_it_grows():
     assert ImageTransform(size=336).pixels(Image.new("RGB", (90_000, 1), (9, 8, 7)))[0, 0].tolist() == [9, 8, 7]
 
 
+def test_a_picture_too_long_for_a_square_is_refused():
+    with pytest.raises(DataError, match="90000 x 1 is too long to be padded"):
+        ImageTransform(size=8, pad_to_square=True).pixels(Image.new("RGB", (90_000, 1)))
+
+
 def test_padding_puts_the_picture_in_the_middle_of_the_mean_colour():
     black = Image.new("RGB", (4, 2))
     padded = ImageTransform(size=4, pad_to_square=True).pixels(black)

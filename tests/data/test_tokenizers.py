@@ -5,6 +5,7 @@ import copy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from weft.core.errors import DataError
 from weft.data.sentencepiece_model import parse
@@ -115,3 +116,14 @@ def test_the_fields_of_a_sentencepiece_model():
         True,
         False,
     )
+
+
+def test_a_post_processor_that_trims_offsets_leaves_no_space_without_a_token():
+    # Llama 3 and GPT-2 files cut the space off "Ġword", which would leave the space of an answer to no token
+    backend = TOKENIZER.backend
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), backend.post_processor])
+    trimming = Tokenizer(backend)
+    assert trimming.begin == TOKENIZER.begin
+    encoded = trimming.encode_with_offsets("digit   is  red ")
+    assert encoded.start[0] == 0 and encoded.end[-1] == 16
+    assert (encoded.start[1:] == encoded.end[:-1]).all()

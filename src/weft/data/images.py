@@ -108,6 +108,8 @@ class ImageTransform(config.Config):
         if width == height:
             return image
         side = max(width, height)
+        if side * side > 4 * MAX_PIXELS:
+            raise DataError(f"a picture of {width} x {height} is too long to be padded to a square")
         red, green, blue = (int(255 * m) for m in self.mean)
         square = Image.new("RGB", (side, side), (red, green, blue))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
