@@ -11,6 +11,7 @@ from weft.core.errors import CheckpointError, RunError
 from weft.data.tokenizers import Tokenizer
 from weft.training.checkpointing import Checkpoints
 from weft.training.model_folder import load_weights, read_weights, write_weights
+from weft.training.run_folder import RunFolder
 from weft.training.trainer import Trainer
 
 
@@ -50,6 +51,16 @@ def test_a_folder_that_holds_a_run_is_refused(crashed):
     with pytest.raises(RunError, match="already holds a run; resume it with --resume, or give another folder"):
         trainer(crashed).fit()
     assert losses(crashed) == before
+
+
+def test_a_folder_where_another_process_trains_is_refused(crashed):
+    first, second = RunFolder(crashed), trainer(crashed)
+    first.resume(recipe(), 0, tokenizer().backend.to_str())
+    with pytest.raises(RunError, match="another process trains in"):
+        second.fit(resume=True)
+    first.release()
+    second.fit(resume=True)
+    assert len(losses(crashed)) == 12
 
 
 def test_resume_without_a_run_is_refused(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from weft.core import config
 from weft.core.errors import RunError
@@ -17,6 +18,7 @@ from weft.training.stage import Recipe
 
 RECIPE = "recipe.json"
 RUN = "run.json"
+LOCK = ".lock"
 _SHOWN = 5
 
 
@@ -26,6 +28,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.run_id = ""
+        self._held: IO[str] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -45,7 +48,7 @@ class RunFolder:
 
         Raises: RunError where a run stands there already, or the place cannot be written.
         """
-        if (self.path / RECIPE).exists() or (self.path / RUN).exists():
+        if (self.path / RUN).exists():
             raise RunError(f"{self.path} already holds a run; resume it with --resume, or give another folder with --output")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -53,8 +56,9 @@ class RunFolder:
             raise RunError(f"{self.path} cannot be a run's folder ({error.strerror}); give another with --output") from None
         self.run_id = uuid.uuid4().hex
         run = {"id": self.run_id, "seed": seed, "tokenizer": _digest(tokenizer_text)}
-        write_text_atomically(self.path / RUN, json.dumps(run, indent=2) + "\n")
+        self._lock()
         write_text_atomically(self.path / RECIPE, config.dumps(recipe))
+        write_text_atomically(self.path / RUN, json.dumps(run, indent=2) + "\n")  # last: with it the run exists
 
     def resume(self, recipe: Recipe, seed: int, tokenizer_text: str) -> None:
         """Take up the run that stands here.
@@ -80,8 +84,33 @@ class RunFolder:
                 "resume with what it was started with, or give another folder with --output"
             )
         self.run_id = run["id"]
+        self._lock()
         for folder in (self.path, self.checkpoints, self.path / "stages"):
             remove_partial(folder)
+
+    def release(self) -> None:
+        """Let another process train here."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def _lock(self) -> None:
+        """Keep other processes out until `release` or the end of this one, however it ends."""
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            return
+        held = (self.path / LOCK).open("w")
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            held.close()
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+            raise RunError(
+                f"another process trains in {self.path}; wait for it, or give another folder with --output"
+            ) from None
+        self._held = held
 
     def publish(self, stage: str) -> None:
         """Make `model/` the finished stage's model folder; the files are shared where the file system can."""

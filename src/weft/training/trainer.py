@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.core.batch import MultimodalBatch
-from weft.core.errors import ConfigError, RunError
+from weft.core.errors import ConfigError, WeftError
 from weft.core.interfaces import Objective, System
 from weft.data.collate import collate
 from weft.data.encoded_sample import EncodedSample
@@ -84,24 +84,30 @@ class Trainer:
         Ctrl-C, with the work up to the last whole step in a checkpoint.
         """
         tokenizer_text = self.tokenizer.backend.to_str()
-        if resume:
-            self.folder.resume(self.recipe, self.seed, tokenizer_text)
-            self._rewind()
-        else:
-            self.folder.start(self.recipe, self.seed, tokenizer_text)
-        log = RunLog(self.folder.path, self.tensorboard)
         try:
-            with Interrupts() as interrupts:
-                self._fit(log, interrupts)
-        except (RunError, TrainingInterrupted) as error:
-            log.text(str(error))
-            raise
+            if resume:
+                self.folder.resume(self.recipe, self.seed, tokenizer_text)
+                self._rewind()
+            else:
+                self.folder.start(self.recipe, self.seed, tokenizer_text)
+            self._fit_logged()
         finally:
-            log.close()
+            self.folder.release()
             for callback in self.callbacks:
                 if (close := getattr(callback, "close", None)) is not None:
                     close()
         return self.folder.model
+
+    def _fit_logged(self) -> None:
+        log = RunLog(self.folder.path, self.tensorboard)
+        try:
+            with Interrupts() as interrupts:
+                self._fit(log, interrupts)
+        except (WeftError, TrainingInterrupted) as error:
+            log.text(str(error))
+            raise
+        finally:
+            log.close()
 
     def _fit(self, log: RunLog, interrupts: Interrupts) -> None:
         system: System | None = None
