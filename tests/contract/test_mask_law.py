@@ -161,3 +161,20 @@ def test_as_many_targets_as_answer_tokens_and_one_end_a_round(kind):
         space = " " if kind == "byte-level" else ""
         expected = sum(len(ready.tokenizer.encode(space + answer)) + 1 for answer in (first, second))
         assert (sample.targets != IGNORE).sum() == expected, (first, second)
+
+
+def test_a_tokenizer_folder_that_transformers_wrote_gives_its_own_ids(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_llama(tmp_path)
+    theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
+    theirs.add_tokens(["<image>"], special_tokens=True)
+    theirs.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.model").unlink(missing_ok=True)
+    ours = Processor.Config(template="vicuna_v1", transforms={"image": ImageTransform(size=SIDE)}).build(
+        Tokenizer.from_file(tmp_path / "saved"), FourPositions()
+    )
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for words in filter(sayable, MULTILINGUAL):
+        sample = ours.encode(conversation([(words, "A " + words, True), (words, "B", True)]))
+        text = sample.text.replace("<image>", "<image>" * NUM_POSITIONS)
+        assert sample.tokens.tolist() == read(text).input_ids, words
