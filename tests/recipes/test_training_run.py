@@ -51,6 +51,11 @@ def test_a_published_recipe_asks_for_its_tokenizer():
         TrainingRun(recipe=recipe("llava-1.5")).find_tokenizer()
 
 
+def test_a_recipe_that_trains_its_own_tokenizer_uses_it():
+    made = recipe("desk")
+    assert TrainingRun(recipe=made).find_tokenizer().vocabulary <= made.system.language_model.vocabulary
+
+
 def test_the_tokenizer_comes_with_the_language_model(tmp_path):
     tiny_tokenizer(50).save(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -1,8 +1,8 @@
 """The recipes that exist, found by looking into this room.
 
 A module `recipes/<name>.py` is a recipe when it has a function of its own name that returns a `Recipe`. `SIZES` lists what that
-function takes as its size, and `tiny()` gives the same stages at CPU size. The public name has dashes for underscores, and dots
-between digits: `llava_1_5` is `llava-1.5`.
+function takes as its size, `tiny()` gives the same stages at CPU size, `tokenizer()` is there where a recipe trains its own. The
+public name has dashes for underscores, and dots between digits: `llava_1_5` is `llava-1.5`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import cast
 
 from weft import recipes as room
 from weft.core.errors import ConfigError, unknown_name
+from weft.data.tokenizers import Tokenizer
 from weft.training.stage import Recipe
 
 
@@ -47,6 +48,12 @@ def tiny_recipe(name: str) -> Recipe:
 def tiny_names() -> tuple[str, ...]:
     """The recipes that have a tiny form."""
     return tuple(name for name in recipe_names() if hasattr(_module(name), "tiny"))
+
+
+def own_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer that a recipe trains for itself; None where it takes its language model's."""
+    build = getattr(_module(name), "tokenizer", None)
+    return None if build is None else cast(Tokenizer, build())
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from weft.core.errors import ConfigError, RunError
 from weft.data.dataset import Dataset
 from weft.data.datasets.llava_json import LlavaJson
 from weft.data.tokenizers import Tokenizer
+from weft.recipes.catalogue import own_tokenizer
 from weft.recipes.loading import find_model_folder
 from weft.recipes.shrinking import tiny_tokenizer
 from weft.recipes.starting_weights import starting_weights
@@ -54,10 +55,8 @@ class TrainingRun:
                 return Tokenizer.from_file(find_model_folder(path))
         if self.tiny:
             return tiny_tokenizer()
-        if self.recipe.name == "desk":
-            from weft.recipes.desk import tokenizer
-
-            return tokenizer()
+        if (own := own_tokenizer(self.recipe.name)) is not None:
+            return own
         raise ConfigError(
             f"recipe {self.recipe.name!r} needs the tokenizer of its language model; give --tokenizer FILE, or start from "
             "published weights with --from language_model=PATH, which bring theirs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,12 @@ def train(
     validate_every: Annotated[
         int | None, typer.Option("--validate-every", help="Steps between validation losses.", show_default="the end", min=1)
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard/--no-tensorboard", help="Also write TensorBoard events.")] = True,
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option(
+            "--tensorboard/--no-tensorboard", help="Also write TensorBoard events.", show_default="where it is installed"
+        ),
+    ] = None,
 ) -> None:
     """Train a recipe. Ctrl-C finishes the step and keeps the work; a second Ctrl-C stops at once."""
     from rich.console import Console
@@ -78,7 +84,7 @@ def train(
         callbacks=(progress_view(console),),
         checkpoint_seconds=60 * checkpoint_minutes,
         validate_every=validate_every,
-        tensorboard=tensorboard,
+        tensorboard=find_spec("tensorboard") is not None if tensorboard is None else tensorboard,
     )
     model = trainer.fit(resume=resume)
     console.print(f"The model is in [bold]{model}[/]; talk to it: weft chat {model} --image FILE", highlight=False)
