@@ -168,6 +168,28 @@ def _as_dictionary(message) -> dict:
     return {"role": message.role, "content": parts if any(isinstance(p, Media) for p in message.parts) else parts[0]["text"]}
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"text_config": 7}, "lacks a field or misstates it"),
+        ({"vision_feature_layer": [-2, -5]}, r"vision_feature_layer=\[-2, -5\]"),
+        ({"vision_config": {"model_type": "pixtral"}}, "vision_config.model_type='pixtral'"),
+        ({"text_config": {"model_type": "llama", "rope_scaling": {"type": "yarn"}}}, "rotary scaling 'yarn'"),
+        ({"text_config": {"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}}, "KeyError: 'factor'"),
+        ({"text_config": {"model_type": "qwen2", "use_sliding_window": True}}, "use_sliding_window=True"),
+        ({"text_config": {"model_type": "llama", "attention_bias": True}}, "attention_bias=True"),
+    ],
+)
+def test_an_upstream_config_that_weft_cannot_follow_is_refused(tmp_path, change, said):
+    save_model(tiny_model(), tmp_path / "weft")
+    convert(tmp_path / "weft", tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_model(tmp_path / "theirs")
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("spelling", ["preprocessor", "processor"])
 def test_an_image_processor_that_weft_cannot_follow_is_refused(tmp_path, spelling):
     save_model(tiny_model(), tmp_path / "weft")

@@ -40,7 +40,14 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[Sy
     Raises: CheckpointError for an architecture or a preprocessing that Weft does not have.
     """
     layout = format_of(saved, str(folder / "config.json"))
-    system, key_map = layout.read_config(saved), None
+    try:
+        system, key_map = layout.read_config(saved), None
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} lacks a field or misstates it ({type(error).__name__}: {error}); download it again"
+        ) from error
     if isinstance(system, Decoder.Config):  # a language model alone: a system without streams
         key_map = layout.key_map(system).under(target="language_model.")
         system = MultimodalLM.Config(language_model=system)
