@@ -29,6 +29,14 @@ def test_llama_sentencepiece_files(tmp_path):
     assert [ours.encode(text) for text in plain] == [processor.encode(text) for text in plain]
 
 
+def test_older_llama_files_put_a_space_after_every_special_token(tmp_path):
+    write_llama(tmp_path, legacy=True)
+    ours, theirs = Tokenizer.from_file(tmp_path), transformers.LlamaTokenizer.from_pretrained(str(tmp_path))
+    assert differing(ours, lambda text: theirs(text).input_ids) == []
+    assert ours.encode("a</s>b") == theirs("a</s>b", add_special_tokens=False).input_ids
+    assert ours.token_of(ours.encode("a</s>b")[-1]).startswith("▁")
+
+
 def test_siglip_sentencepiece_files(tmp_path):
     write_siglip(tmp_path)
     ours = Tokenizer.from_file(tmp_path)

@@ -74,10 +74,10 @@ def train_sentencepiece(folder: Path, file: str, **options: object) -> bytes:
     return model.getvalue()
 
 
-def write_llama(folder: Path) -> bytes:
+def write_llama(folder: Path, legacy: bool = False) -> bytes:
     """A `tokenizer.model` made with Llama's own settings, and the `tokenizer_config.json` that comes with it."""
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False})
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": legacy})
     )
     return train_sentencepiece(
         folder, "tokenizer.model", model_type="bpe", vocab_size=600, byte_fallback=True, normalization_rule_name="identity",

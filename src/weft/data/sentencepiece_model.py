@@ -49,8 +49,9 @@ class SentencePieceModel:
 def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     """A SentencePiece file as a `tokenizers` object with the ids of `transformers`.
 
-    A `tokenizer_config.json` beside the file says what is put around a text and whether it is SigLIP's, which lowers the
-    case and drops punctuation first; without one, BPE models (Llama) begin with `<s>` and unigram models (T5) end with `</s>`.
+    A `tokenizer_config.json` beside the file says what is put around a text, whether Llama's older rule
+    for spaces holds (`legacy`), and whether it is SigLIP's, which lowers the case and drops
+    punctuation. Without one, BPE models (Llama) begin with `<s>` and unigram models (T5) end with `</s>`.
 
     Raises: DataError where the file is no SentencePiece model of a known algorithm.
     """
@@ -65,7 +66,7 @@ def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
             f"{len(model.pieces)} pieces"
         )
     settings = _settings(path.with_name("tokenizer_config.json"))
-    backend = _bpe(model) if model.algorithm == _BPE else _unigram(model)
+    backend = _bpe(model, bool(settings.get("legacy"))) if model.algorithm == _BPE else _unigram(model)
     if settings.get("tokenizer_class") == "SiglipTokenizer":
         backend.normalizer = normalizers.Sequence(
             [_siglip_normalizer(bool(settings.get("do_lower_case", True))), *_rules(model)]
@@ -84,7 +85,8 @@ def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _bpe(model: SentencePieceModel) -> tokenizers.Tokenizer:
+def _bpe(model: SentencePieceModel, legacy: bool) -> tokenizers.Tokenizer:
+    """`legacy` puts a space in front of every stretch between special tokens, as older Llama tokenizers do."""
     vocabulary = {piece.text: id for id, piece in enumerate(model.pieces)}
     merges = [
         (id, len(text[:cut]), len(text) - cut, text[:cut], text[cut:])
@@ -104,7 +106,7 @@ def _bpe(model: SentencePieceModel) -> tokenizers.Tokenizer:
     )
     if rules := _rules(model):
         backend.normalizer = normalizers.Sequence(rules)
-    scheme = "first" if model.dummy_prefix else "never"
+    scheme = ("always" if legacy else "first") if model.dummy_prefix else "never"
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if model.dummy_prefix else steps)

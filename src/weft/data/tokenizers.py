@@ -49,6 +49,9 @@ class Tokenizer:
     def from_file(cls, path: str | Path) -> Self:
         """Read a `tokenizer.json`, a SentencePiece `tokenizer.model`, or a folder that holds one of them (the first wins).
 
+        A `tokenizer.json` is taken at its word, as `PreTrainedTokenizerFast` does; `LlamaTokenizer` of `transformers` 5 puts
+        its own rule for leading spaces in place of an older file's.
+
         Raises: DataError where there is none or it cannot be read.
         """
         path = Path(path)
