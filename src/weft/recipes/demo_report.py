@@ -147,7 +147,7 @@ def _weave(recipe: Recipe, model: Model, shown: Item, records: Sequence[Record],
         question=record.question,
         num_question_tokens=len(prompt) - num_media_tokens,
         answer=record.reply,
-        stages=tuple(_stage_facts(stage, circumstances) for stage in recipe.stages),
+        stages=tuple(_stage_facts(stage, circumstances) for stage in recipe.stages if stage.name != BASELINE),
     )
 
 

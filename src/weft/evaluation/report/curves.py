@@ -31,9 +31,11 @@ def curve_chart(curve: Curve, width: float = 344, height: float = 232) -> Drawin
         y = place((0, tick))[1]
         drawing.line([(_LEFT, y), (right, y)], "line")
         drawing.text(_LEFT - 7, y + 4, f"{tick:g}", 11, "muted", "end")
-    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        label = f"{last * share:,.0f}" + (" steps" if share == 1.0 else "")
-        drawing.text(_LEFT + (right - _LEFT) * share, bottom + 18, label, 11, "muted", anchor)  # type: ignore[arg-type]
+    middle = float(round(last / 2))
+    drawing.text(_LEFT, bottom + 18, "0", 11, "muted")
+    if 0 < middle < last:
+        drawing.text(place((middle, 0))[0], bottom + 18, f"{middle:,.0f}", 11, "muted", "middle")
+    drawing.text(right, bottom + 18, f"{last:,.0f} steps", 11, "muted", "end")
     drawing.line([place(p) for p in smooth], "blue", 2.2)
     if curve.validation:
         drawing.line([place(p) for p in curve.validation], "orange", 1.6)

@@ -9,6 +9,7 @@ import numpy as np
 from weft.evaluation.report.content import Exhibit, Gaze
 from weft.evaluation.report.drawing import Drawing, shorten
 
+_DEEP = 4.0  # times an even spread
 _HEAT = np.array([[255, 255, 255], [255, 205, 90], [214, 84, 10]], dtype=np.float64) / 255  # falls evenly in lightness
 
 
@@ -57,14 +58,17 @@ def draw_gaze(drawing: Drawing, gaze: Gaze, share: np.ndarray, x: float, y: floa
 
 
 def heat_map(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """The picture in light grey, every cell tinted by its attention relative to the strongest cell; ink shows through.
+    """The picture in light grey, every cell tinted by its share of the attention; ink shows through.
+
+    The scale ends at the strongest cell, but never below four times an even spread: where the model looked everywhere alike,
+    nothing glows.
 
     Shapes: picture (height, width, 3) uint8, share [rows, cols] -> (height, width, 3) uint8.
     """
     height, width = picture.shape[:2]
     rows = np.arange(height) * share.shape[0] // height
     columns = np.arange(width) * share.shape[1] // width
-    level = share / max(float(share.max()), 1e-12)
+    level = share / max(float(share.max()), _DEEP / share.size)
     tint = np.stack([np.interp(level, (0.0, 0.5, 1.0), _HEAT[:, channel]) for channel in range(3)], axis=-1)
     grey = picture.mean(-1, keepdims=True)
     grey = np.minimum(1.0, grey / max(1.0, float(np.percentile(grey, 80))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from weft.evaluation.evaluation import MODEL, Evaluation
 from weft.evaluation.report.content import Curve, Exhibit, Gaze, ReportContent
@@ -47,8 +47,9 @@ def curves_section(curves: Sequence[Curve]) -> str:
         return _section("curves", "How it learned", told, _absent("no metrics of a training run"))
     even = len(curves) in (1, 2, 4)
     panels = "".join(
-        f'<div class="panel"><h3>{number}. {escape(curve.title)}</h3>{_curve(curve, 478 if even else 344)}</div>'
-        for number, curve in enumerate(curves, start=1)
+        f'<div class="panel"><h3><small>{escape(curve.stage.replace("_", " "))}</small>{escape(curve.title)}</h3>'
+        f"{_curve(curve, 478 if even else 344)}</div>"
+        for curve in curves
     )
     return _section("curves", "How it learned", told, f'<div class="grid curves{" even" if even else ""}">{panels}</div>')
 
@@ -118,7 +119,8 @@ def _card(exhibit: Exhibit, evaluation: Evaluation) -> str:
 def attention_section(gazes: Sequence[Gaze]) -> str:
     told = (
         "Each tile is a piece of an answer over the greyed picture: the deeper the colour of a cell, the more the language "
-        "model attended to it in the step that wrote the piece, averaged over layers and heads. The frame marks the strongest "
+        "model attended to it in the step that wrote the piece, averaged over layers and heads. Where all cells are pale, it "
+        "looked everywhere alike. The frame marks the strongest "
         "cell and the figure its share of the attention on the picture. Attention is a <strong>trace</strong> of what was "
         "read, not a proof of why the answer was given."
     )
@@ -172,12 +174,23 @@ def method_section(content: ReportContent) -> str:
         ("Baselines", (baselines[:1].upper() + baselines[1:] + ".") if baselines else "None was measured."),
         ("Answers", f"{len(evaluation.runs[MODEL]):,} answers, of which {empty:,} were empty; an empty answer is wrong."),
     ]
-    protocol = "; ".join(f"{escape(key)} <code>{escape(str(value))}</code>" for key, value in evaluation.protocol.items())
+    protocol = "; ".join(
+        f"{escape(key.replace('_', ' '))} <code>{escape(_plainly(value))}</code>" for key, value in evaluation.protocol.items()
+    )
     if protocol:
         blocks.append(("Protocol", protocol + "."))
     body = "".join(f"<div><h3>{title}</h3><p>{text}</p></div>" for title, text in blocks)
     command = f"<h3>To repeat it</h3><pre><code>{escape(facts.command)}</code></pre>" if facts.command else ""
     return _section("method", "How it was measured", "", f'{_seeds(content)}<div class="method">{body}</div>{command}')
+
+
+def _plainly(value: object) -> str:
+    """A saved config in a line: its values without types, long lists by their length."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plainly(v)}" for name, v in value.items() if name != "type" and v not in (None, [], ()))
+    if isinstance(value, list | tuple):
+        return f"{len(value)} values" if len(value) > 4 else " ".join(map(_plainly, value))
+    return str(value)
 
 
 def _seeds(content: ReportContent) -> str:

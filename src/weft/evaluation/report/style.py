@@ -55,7 +55,9 @@ section>p strong,.note strong{color:var(--ink);font-weight:600}
 .curves{grid-template-columns:repeat(auto-fit,minmax(300px,1fr))}
 .curves.even{grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))}
 .curves .panel{margin:0;padding:18px 18px 12px;display:flex;flex-direction:column}
-.curves h3{margin-bottom:10px}.curves svg{margin-top:auto}
+.curves h3{margin-bottom:10px;line-height:1.35}
+.curves h3 small{display:block;color:var(--muted);font-weight:400;font-size:.8rem}
+.curves svg{margin-top:auto}
 .cards{grid-template-columns:repeat(auto-fill,minmax(218px,1fr));gap:20px}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden;margin:0;
  display:flex;flex-direction:column}

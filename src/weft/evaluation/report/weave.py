@@ -38,9 +38,13 @@ def _wide(weave: Weave) -> Drawing:
     drawing.arrow((716, middle), (748, middle))
     _part(drawing, weave.language_model, 752, y, 190, 140, layers=6)
     drawing.arrow((946, middle), (974, middle))
-    drawing.text(1029, middle - 30, "the answer", 12, "muted", "middle")
-    drawing.rectangle(979, middle - 20, 100, 40, "bluewash", "blue", 1.4, radius=6)
-    drawing.text(1029, middle + 5, shorten(weave.answer, 12), 15, "ink", "middle", bold=True)
+    lines = _wrapped(weave.answer, 13)
+    lines = [shorten(line, 13) for line in lines[:4]] + (["…"] if len(lines) > 4 else []) or ["(empty)"]
+    tall = 24 + 17 * len(lines)
+    drawing.text(1029, middle - tall / 2 - 10, "the answer", 12, "muted", "middle")
+    drawing.rectangle(979, middle - tall / 2, 100, tall, "bluewash", "blue", 1.4, radius=6)
+    for number, line in enumerate(lines):
+        drawing.text(1029, middle - tall / 2 + 25 + 17 * number, line, 14, "ink", "middle", bold=True)
     drawing.text(388, y + 176, "the question", 12, "muted")
     drawing.text(388, y + 194, f"“{shorten(weave.question, 26)}”", 14, "ink")
     if bottom < y + 186:
@@ -76,9 +80,9 @@ def _upright(weave: Weave) -> Drawing:
     drawing.arrow((60, top - 22), (60, top))
     _part(drawing, weave.language_model, 0, top + 4, 360, 84, layers=0)
     drawing.arrow((60, top + 91), (60, top + 110))
-    drawing.rectangle(0, top + 114, 120, 36, "bluewash", "blue", 1.4, radius=6)
-    drawing.text(60, top + 137, shorten(weave.answer, 14), 15, "ink", "middle", bold=True)
-    drawing.text(132, top + 137, "the answer", 12, "muted")
+    drawing.rectangle(0, top + 114, 270, 36, "bluewash", "blue", 1.4, radius=6)
+    drawing.text(14, top + 137, shorten(weave.answer, 30) or "(empty)", 15, "ink", bold=True)
+    drawing.text(282, top + 137, "the answer", 12, "muted")
     if weave.stages:
         names = [weave.encoder.name, weave.projector.name, weave.language_model.name, *_elsewhere(weave)]
         step = 360 / len(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weft.evaluation.evaluation import BLIND, MOST_FREQUENT, RUN_TITLES, TEXT_ONLY, Evaluation
 from weft.evaluation.statistics import Estimate
 
-_CLEAR_GAIN = 0.10
+_CLEAR_GAIN, _SOME_GAIN = 0.10, 0.02  # lower ends of the 95% interval of the paired gain
 
 BASELINE_MEANINGS = {
     TEXT_ONLY: "a model trained alike that was never given a picture: what words alone teach",
@@ -79,6 +79,6 @@ def headline(evaluation: Evaluation) -> str:
     other = f"{percent(baseline.value)} {'with shuffled pictures' if against == BLIND else 'for ' + run_name(against)}"
     if gain.low > _CLEAR_GAIN:
         return f"It sees. {percent(mean.value)} of questions about pictures it never saw are answered right, against {other}."
-    if gain.low > 0:
+    if gain.low > _SOME_GAIN:
         return f"It sees a little. {percent(mean.value)} of questions about new pictures are answered right, against {other}."
     return f"It does not see yet. {percent(mean.value)} of questions are answered right, no clear gain over {other}."
