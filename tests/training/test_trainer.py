@@ -1,6 +1,7 @@
 """What the trainer refuses, what it tells, and where it stops."""
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -147,6 +148,13 @@ def test_tensorboard_is_written_when_asked_for(tmp_path):
     pytest.importorskip("tensorboard")
     Trainer(recipe(steps=1), tmp_path / "run", tokenizer=tokenizer(), tensorboard=True).fit()
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_a_run_goes_on_without_tensorboard_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    Trainer(recipe(steps=1), tmp_path / "run", tokenizer=tokenizer(), tensorboard=True).fit()
+    assert "tensorboard is not installed" in (tmp_path / "run" / "log.txt").read_text()
+    assert len(read_metrics(tmp_path / "run", "train")) == 2
 
 
 def test_random_generators_are_restored_whole():

@@ -15,7 +15,7 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends to a run folder's logs; TensorBoard joins where it is installed and asked for."""
+    """Appends to a run folder's logs; TensorBoard joins where it is asked for and installed; log.txt says if it is not."""
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.folder = folder
@@ -25,6 +25,8 @@ class RunLog:
         except OSError as error:
             raise RunError(refusal(folder / METRICS, error)) from error
         self._board = _open_tensorboard(folder / "tensorboard") if tensorboard else None
+        if tensorboard and self._board is None:
+            self.text("tensorboard is not installed, so no events are written; pip install 'weft[train]'")
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the figures in it to TensorBoard."""
@@ -55,7 +57,7 @@ def _open_tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise RunError("TensorBoard logs were asked for and tensorboard is not installed; pip install 'weft[train]'") from None
+        return None
     return SummaryWriter(folder)
 
 
