@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -142,7 +143,7 @@ class Decoder(LanguageModel):
         stop = len(self.blocks) if stop is None else stop
         context = BlockContext(sequence.rule, self.rotary(sequence.positions), sequence.modality, cache)
         hidden, memory = sequence.embeddings, sequence.memory
-        for block in self.blocks[start:stop]:
+        for block in islice(self.blocks, start, stop):  # a slice would build a ModuleList on every call
             hidden, memory = block(hidden, memory, context)
         if stop == len(self.blocks):
             hidden = self.final_norm(hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from weft.layers.kernels import attend
@@ -48,7 +49,10 @@ class Attention(nn.Module):
         shape = (batch, tokens, self.num_key_value_heads, self.head_width)
         key = self.key_norm(self.key(hidden).view(shape)).transpose(1, 2)
         value = self.value(hidden).view(shape).transpose(1, 2)
-        if context.rotary is not None:
+        if context.rotary is not None and tokens == 1:  # one call for both: a decoding step is mostly calls
+            heads = (self.num_heads, self.num_key_value_heads)
+            query, key = rotate(torch.cat((query, key), 1), context.rotary).split(heads, 1)
+        elif context.rotary is not None:
             query, key = rotate(query, context.rotary), rotate(key, context.rotary)
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)

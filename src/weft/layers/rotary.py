@@ -24,7 +24,8 @@ class Llama3Scaling(config.Config):
 class Rotary(nn.Module):
     """Cosine and sine tables for given positions.
 
-    Shapes: positions [B, T] -> (cos, sin), each [B, 1, T, head_width].
+    Shapes: positions [B, T] -> (cos, sin), each [B, 1, T, head_width]; the first half of the sines has its sign turned, which
+    is the form that `rotate` takes.
     """
 
     inverse_frequency: Tensor
@@ -48,12 +49,14 @@ class Rotary(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angle = positions[:, None, :, None].float() * self.inverse_frequency.float()
-        angle = torch.cat((angle, angle), -1)
-        return angle.cos(), angle.sin()
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys [B, H, T, d] by their positions' angles."""
+    """Turn queries or keys [B, H, T, d] by their positions' angles, in float32 or above."""
     cos, sin = rotary
-    first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
+    # Widened first: on a CPU the mixed-precision loops of the products are slower than the copy.
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    first, second = wide.chunk(2, -1)
+    return torch.addcmul(wide * cos, torch.cat((second, first), -1), sin).to(x.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from torch import Tensor, nn
 
 from weft.core.errors import ConfigError
@@ -31,7 +33,7 @@ def pre_norm_blocks(
 def run_blocks(blocks: nn.ModuleList, hidden: Tensor, context: BlockContext, stop: int | None = None) -> Tensor:
     """The hidden state [B, T, D] after the first `stop` blocks (None: after all)."""
     memory: dict[str, object] = {}
-    for block in blocks[:stop]:
+    for block in islice(blocks, stop):
         hidden, memory = block(hidden, memory, context)
     return hidden
 
