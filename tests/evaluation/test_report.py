@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -29,7 +30,7 @@ from weft.evaluation.report import (
     write_report,
 )
 from weft.evaluation.report.curves import averaged, nice_ticks
-from weft.evaluation.report.drawing import DARK, LIGHT, Drawing
+from weft.evaluation.report.drawing import DARK, LIGHT, Drawing, _font
 from weft.evaluation.report.exhibits import choose_exhibits
 from weft.evaluation.report.page import page
 from weft.evaluation.report.pictures import heat_map, shares
@@ -263,6 +264,16 @@ def test_a_png_has_the_colours_of_its_drawing(tmp_path):
     with Image.open(drawing.png(tmp_path / "card.png", scale=1, colours=DARK)) as picture:
         assert picture.size == (40 + 48, 20 + 48)
         assert picture.getpixel((44, 34)) == tuple(bytes.fromhex(DARK["blue"][1:]))
+
+
+def test_figures_are_drawn_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _font.cache_clear()
+    drawing = Drawing(120, 40, "a word")
+    drawing.text(10, 30, "weft – 95%", 20, bold=True)
+    with Image.open(drawing.png(tmp_path / "word.png")) as picture:
+        assert len(picture.convert("L").getcolors(256)) > 10  # letters with soft edges
+    _font.cache_clear()
 
 
 def test_figures_read_as_people_write_them():

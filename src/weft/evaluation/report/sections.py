@@ -162,16 +162,19 @@ def _proof(gazes: Sequence[Gaze]) -> str:
 def method_section(content: ReportContent) -> str:
     evaluation, facts = content.evaluation, content.facts
     runs = [(run_title(run), BASELINE_MEANINGS.get(run) or evaluation.notes.get(run, "")) for run in evaluation.baselines]
-    baselines = "; ".join(f"<strong>{escape(title)}</strong>{': ' + escape(text) if text else ''}" for title, text in runs)
+    baselines = "<br>".join(
+        f"<b>{escape(title.capitalize())}</b>{': ' + escape(text) if text else ''}." for title, text in runs
+    )
     empty = sum(not record.reply.strip() for record in evaluation.runs[MODEL])
     blocks = [
         *([("Held out", escape(evaluation.notes["held_out"]))] if "held_out" in evaluation.notes else []),
         (
             "Intervals",
             "By type: Wilson's score interval, or a bootstrap over pictures where several questions share one. "
-            "Mean over types: a bootstrap within each type. Gains over a baseline are paired by question.",
+            "Mean over types: a bootstrap within each type, Jeffreys' posterior where a type is all right or all wrong. "
+            "Gains over a baseline are paired by question.",
         ),
-        ("Baselines", (baselines[:1].upper() + baselines[1:] + ".") if baselines else "None was measured."),
+        ("Baselines", baselines or "None was measured."),
         ("Answers", f"{len(evaluation.runs[MODEL]):,} answers, of which {empty:,} were empty; an empty answer is wrong."),
     ]
     protocol = "; ".join(
@@ -180,7 +183,7 @@ def method_section(content: ReportContent) -> str:
     if protocol:
         blocks.append(("Protocol", protocol + "."))
     body = "".join(f"<div><h3>{title}</h3><p>{text}</p></div>" for title, text in blocks)
-    command = f"<h3>To repeat it</h3><pre><code>{escape(facts.command)}</code></pre>" if facts.command else ""
+    command = f"<h3 class=repeat>To repeat it</h3><pre><code>{escape(facts.command)}</code></pre>" if facts.command else ""
     return _section("method", "How it was measured", "", f'{_seeds(content)}<div class="method">{body}</div>{command}')
 
 

@@ -97,6 +97,8 @@ th:first-child,td:first-child{text-align:left;padding-left:0}
 td small{color:var(--muted)}
 tr.total td{font-weight:600;border-top:2px solid var(--ink)}
 .method{columns:2;column-gap:56px;margin-top:22px}
+.repeat{margin-top:26px}
+.method b{color:var(--ink);font-weight:600}
 .method div{break-inside:avoid;margin-bottom:20px}
 .method p{color:var(--muted);font-size:.95rem}
 code{font:.88em/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere}

@@ -183,7 +183,7 @@ def _stages(
             state = stage.parts.get(name)
             box = (x - cell / 2, y, cell, 22.0)
             if state == TRAINED:
-                drawing.rectangle(*box, "blue", radius=4, tip=f"{stage.title}: {name} trained")
+                drawing.rectangle(*box, "blue", radius=4, tip=f"{stage.title}: {name} trained{_extent(stage)}")
                 drawing.text(x, y + 15.5, "trained", 12, "card", "middle", bold=True)
             elif state == FROZEN:
                 drawing.rectangle(*box, "card", "faint", 1.4, radius=4, tip=f"{stage.title}: {name} frozen")
@@ -202,6 +202,13 @@ def _stage_label(drawing: Drawing, stage: StageFacts, number: int, x: float, y: 
     else:
         drawing.text(x, y + 6, f"{number + 1}  {shorten(_capital(stage.name), 22)}", 13.5, bold=True)
         drawing.text(x, y + 24, " · ".join(facts), 12, "muted")
+
+
+def _extent(stage: StageFacts) -> str:
+    """How much a stage trained, and on how much."""
+    facts = [f"{count(stage.trained_parameters)} parameters in all"] if stage.trained_parameters is not None else []
+    facts += [f"{stage.samples:,} samples"] if stage.samples is not None else []
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 def _caption(drawing: Drawing, x: float, y: float, *lines: str) -> None:
