@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from tiny_training import STEPS, Squares, recipe, system, tokenizer
 from weft.core.errors import ConfigError, RunError
 from weft.objectives.contrastive import SoftmaxContrastive
 from weft.objectives.next_token import NextToken
+from weft.recipes.catalogue import tiny_recipe
+from weft.recipes.shrinking import tiny_tokenizer
 from weft.training.logging import read_metrics
 from weft.training.randomness import random_state, seed_everything, set_random_state
 from weft.training.trainer import Trainer, check_recipe
@@ -71,6 +74,11 @@ def test_a_fault_of_a_later_stage_is_found_before_anything_is_written(tmp_path, 
     with pytest.raises(ConfigError, match=message):
         Trainer(with_stage(1, **changes), tmp_path / "run", tokenizer=tokenizer())
     assert not (tmp_path / "run").exists()
+
+
+def test_the_first_stage_has_nothing_to_take_from():
+    with pytest.raises(ConfigError, match="stage 'align' is the first and has nothing to take from"):
+        check_recipe(with_stage(0, takes={"tune": {"*": ""}}))
 
 
 def test_a_stage_with_another_system_must_say_where_it_comes_from():
@@ -136,6 +144,31 @@ def test_validation_does_not_change_training(tmp_path):
         Trainer(run, tmp_path / name, tokenizer=tokenizer(), validate_every=every).fit()
         losses.append([r["loss"] for r in read_metrics(tmp_path / name, "train")])
     assert losses[0] == losses[1]
+
+
+class Counted(SoftmaxContrastive):
+    """Notes how many pairs each forward compares, and whether it trains."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SoftmaxContrastive.Config):
+        def build(self):
+            return Counted(self)
+
+    seen: ClassVar[list[tuple[bool, int]]] = []
+
+    def forward(self, system, batch):
+        self.seen.append((self.training, len(batch.samples)))
+        return super().forward(system, batch)
+
+
+def test_in_batch_negatives_are_validated_in_whole_batches(tmp_path):
+    stage = tiny_recipe("clip").stages[0]
+    captions = replace(stage.data, split="validation")
+    stage = replace(stage, steps=2, batch_size=4, validation=captions, objective=Counted.Config())
+    run = replace(tiny_recipe("clip"), stages=(stage,))
+    Counted.seen.clear()
+    Trainer(run, tmp_path / "run", tokenizer=tiny_tokenizer(50), validation_samples=10).fit()
+    assert Counted.seen == [(True, 4), (True, 4), (False, 4), (False, 4)]
 
 
 def test_a_few_steps_lower_the_loss(tmp_path):

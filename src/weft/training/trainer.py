@@ -210,7 +210,7 @@ class Trainer:
             start=first,
             stop=steps,
         )
-        validation = self._validation(stage, processor, assemble)
+        validation = self._validation(stage, processor, assemble, whole=not objective.additive)
         with stream:
             loop.run(stream, tell, keep, validation, self.validate_every)
 
@@ -229,15 +229,21 @@ class Trainer:
             callback.on_stage_end(end)
 
     def _validation(
-        self, stage: Stage, processor: Processor, assemble: Callable[[Sequence[EncodedSample]], MultimodalBatch]
+        self, stage: Stage, processor: Processor, assemble: Callable[[Sequence[EncodedSample]], MultimodalBatch], whole: bool
     ) -> list[MultimodalBatch]:
-        """The held-out batches of a stage: its first samples, the same for every run and step."""
+        """The held-out batches of a stage: its first samples, the same for every run and step.
+
+        `whole` takes full batches only, at least one: the loss of an objective with in-batch negatives depends on their number.
+        """
         if stage.validation is None:
             return []
         dataset = stage.validation.build()
-        count = self.validation_samples if dataset.endless else min(self.validation_samples, len(dataset))
-        samples = [processor.encode(dataset[i], max_tokens=stage.max_tokens) for i in range(count)]
         size = stage.micro_batch_size or stage.batch_size
+        count = max(self.validation_samples, size) if whole else self.validation_samples
+        count = count if dataset.endless else min(count, len(dataset))
+        if whole and count >= size:
+            count -= count % size
+        samples = [processor.encode(dataset[i], max_tokens=stage.max_tokens) for i in range(count)]
         return [assemble(samples[i : i + size]) for i in range(0, len(samples), size)]
 
     def _restore(self, stage: Stage, system: System, optimizer: StageOptimizer, objective: Objective) -> int:
@@ -293,6 +299,8 @@ def check_recipe(recipe: Recipe) -> None:
             system = stage.system.build()
         trained = freeze(system, stage.train, f"stage {stage.name!r}")
         build_optimizer(stage.optimizer, system, trained)
+        if not index and stage.takes:
+            raise ConfigError(f"stage {stage.name!r} is the first and has nothing to take from; leave out takes")
         if index and not continues(recipe, index):
             if unknown := sorted(set(stage.takes) - set(names[:index])):
                 raise ConfigError(
