@@ -12,16 +12,23 @@ from test_loading import PICTURE, QUESTION, SHORT, SPECIAL, tiny_model
 
 from weft.core.conversation import Conversation, Media, assistant, system, user
 from weft.core.errors import CheckpointError, ConfigError, RunError
+from weft.core.interfaces import System
 from weft.data.collate import collate
+from weft.data.images import HALF, ImageTransform
 from weft.data.processor import Processor
 from weft.data.rendering import render
 from weft.data.templates import TEMPLATES
+from weft.data.tokenizers import Tokenizer
+from weft.encoders.clip import ClipText, ClipVision
+from weft.encoders.siglip import SiglipText, SiglipVision
 from weft.inference.model import Model
 from weft.projectors.mlp import MLP
 from weft.recipes.chat_template import jinja, recognise
 from weft.recipes.converting import convert
-from weft.recipes.loading import load_model, save_model
+from weft.recipes.loading import load_model, load_system, save_model
+from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
+from weft.training.model_folder import write_model_folder
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,7 +49,9 @@ def loaded_by_transformers(folder, cls, caplog):
     finally:
         logger.removeHandler(caplog.handler)
     assert not any(info.values()), info
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "torchvision" not in r.getMessage()]
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    # the library warns of its own defaults for SigLIP, and of the missing torchvision
+    said = [text for text in said if "torchvision" not in text and "within the vocabulary (between 0 and 31999)" not in text]
     assert said == []
     return model.eval()
 
@@ -104,6 +113,48 @@ def test_a_language_model_alone_is_written_as_llama(tmp_path, caplog):
     expected = theirs(input_ids=inputs["input_ids"]).logits
     found = load_model(tmp_path / "theirs").system(collate([sample])).logits()
     assert (found - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
+
+
+def dual_encoder(family: str) -> tuple[System, Processor]:
+    tokenizer = Tokenizer.train(["a red seven", "two"] * 3, 300, SPECIAL)
+    rows = {"vocabulary": tokenizer.vocabulary}
+    if family == "CLIP":
+        text = replace(ClipText.Config.tiny(), end_token=tokenizer.end_id, **rows)
+        config = DualEncoder.Config(media=ClipVision.Config.tiny(), text=text, embedding_width=16)
+        form, transform = "clip_text", ImageTransform(size=config.media.image_size)
+    else:
+        text = replace(SiglipText.Config.tiny(), **rows)
+        config = DualEncoder.Config(media=SiglipVision.Config.tiny(), text=text, initial_scale=10.0, initial_bias=-10.0)
+        form, transform = "siglip_text", ImageTransform(size=config.media.image_size, resize="direct", mean=HALF, std=HALF)
+    torch.manual_seed(0)
+    built = config.build().eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    return built, Processor.Config(template=form, transforms={"image": transform}).build(tokenizer, config)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+def test_a_dual_encoder_is_written_in_its_own_layout(tmp_path, caplog, family):
+    built, processor = dual_encoder(family)
+    write_model_folder(tmp_path / "weft", built, processor)
+    convert(tmp_path / "weft", tmp_path / "theirs")
+    theirs = loaded_by_transformers(tmp_path / "theirs", getattr(transformers, f"{family}Model"), caplog)
+    reader = transformers.AutoProcessor.from_pretrained(tmp_path / "theirs", local_files_only=True)
+    captions = ["a red seven", "two"]
+    padding = {"padding": "max_length", "max_length": built.config.text.context} if family == "Siglip" else {"padding": True}
+    inputs = reader(text=captions, images=[Image.fromarray(PICTURE)] * 2, return_tensors="pt", **padding)
+    if family == "Siglip":
+        del inputs["attention_mask"]  # the published tower reads its padding
+    expected = theirs(**inputs)
+    for folder in ("weft", "theirs"):
+        again = load_system(tmp_path / folder)
+        samples = [again.processor.encode(Conversation((user(Media(PICTURE)), assistant(c)))) for c in captions]
+        found = again.system(collate(samples)).embeddings
+        assert (found["media"] - expected.image_embeds).abs().max() < 1e-5  # unit vectors in float32
+        assert (found["text"] - expected.text_embeds).abs().max() < 1e-5
 
 
 def test_precision_can_be_chosen(tmp_path):

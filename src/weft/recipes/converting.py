@@ -10,7 +10,7 @@ import torch
 from weft.checkpoints.weight_files import SHARD_BYTES
 from weft.core.errors import CheckpointError, unknown_name
 from weft.recipes.loading import load_system
-from weft.recipes.transformers_folder import write_transformers_folder
+from weft.recipes.transformers_writing import write_transformers_folder
 from weft.training.atomic import atomic_folder
 from weft.training.model_folder import write_model_folder
 

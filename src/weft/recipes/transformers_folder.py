@@ -1,35 +1,26 @@
-"""A folder in `transformers` layout: config, weights, tokenizer, image processor, chat template; read and written."""
+"""A folder in `transformers` layout, read: config, tokenizer, image processor, chat template."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from weft.checkpoints import llama, llava
 from weft.checkpoints.checkpoint_format import format_of
 from weft.checkpoints.key_map import KeyMap
-from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
 from weft.data.images import ImageTransform
 from weft.data.processor import Processor
-from weft.data.templates import template
 from weft.data.tokenizers import Tokenizer
 from weft.language_models.decoder import Decoder
-from weft.recipes.chat_template import jinja, recognise
+from weft.recipes.chat_template import recognise
 from weft.recipes.loading import read_json
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 
 MARKER = "<image>"
 BICUBIC = 3
-ROWS_MULTIPLE = 64  # a table that must grow grows to a multiple of it, as the published LLaVA-1.5 did: 32,000 to 32,064
 
 _TEMPLATES = {"llama": "vicuna_v1", "qwen2": "chatml", "qwen3": "chatml", "clip": "clip_text", "siglip": "siglip_text"}
 
@@ -63,53 +54,6 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[Sy
         template=recognise(_chat_template(folder)) or _TEMPLATES[kind], transforms=_read_transforms(folder, system)
     )
     return system, key_map or layout.key_map(system), config.build(tokenizer, system)
-
-
-def write_transformers_folder(folder: Path, system: System, processor: Processor, shard_bytes: int = SHARD_BYTES) -> None:
-    """Fill an existing folder with a model that `transformers` loads: LLaVA's layout, or Llama's for a system without streams.
-
-    Where no row of the embedding stands for `<image>`, the tables grow by copies of the begin token's row, which no model says
-    and which generation suppresses.
-
-    Raises: CheckpointError for a system that the layouts cannot hold.
-    """
-    if not isinstance(system, MultimodalLM):
-        raise CheckpointError(f"a {type(system).__name__} cannot be written in transformers layout; a MultimodalLM can")
-    tokenizer = processor.tokenizer
-    state = weights(system)
-    if not system.config.streams:
-        decoder = system.config.language_model
-        if not isinstance(decoder, Decoder.Config):
-            raise CheckpointError(f"the Llama layout cannot hold a {decoder.part_name}")
-        config, tensors = llama.write_config(decoder), llama.LLAMA.under(target="language_model.").from_weft(state)
-        suppressed: list[int] = []
-    else:
-        llava.expressible_parts(system.config)
-        tokenizer = tokenizer if MARKER in tokenizer.special else tokenizer.with_special([MARKER])
-        image_token = tokenizer.special[MARKER]
-        rows = system.config.language_model.vocabulary
-        needed = rows if image_token < rows else -(-(image_token + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        grown = replace(system.config, language_model=replace(system.config.language_model, vocabulary=needed))
-        config, tensors = llava.write_config(grown, image_token), llava.LLAVA.from_weft(state)
-        tensors = {name: _grown(name, tensor, needed, tokenizer.begin_id or 0) for name, tensor in tensors.items()}
-        suppressed = list(range(rows, needed))
-        _write_image_processor(folder, processor.config.transforms[llava.STREAM], config)
-    ends = sorted(processor.stop_ids)
-    ids = {"bos_token_id": tokenizer.begin_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
-    ids["pad_token_id"] = tokenizer.pad_id
-    precision = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    _write(folder / "config.json", {**config, **ids, "torch_dtype": precision})
-    generation: dict[str, Any] = {**ids, "do_sample": False}
-    _write(folder / "generation_config.json", generation | ({"suppress_tokens": suppressed} if suppressed else {}))
-    _write_tokenizer(folder, tokenizer, processor, bool(system.config.streams))
-    (folder / "chat_template.jinja").write_text(jinja(template(processor.config.template)), encoding="utf-8")
-    write_weights(folder, tensors, shard_bytes)
-
-
-def _grown(name: str, tensor: Tensor, rows: int, copied: int) -> Tensor:
-    if not name.endswith(("embed_tokens.weight", "lm_head.weight")) or len(tensor) >= rows:
-        return tensor
-    return torch.cat((tensor, tensor[copied].expand(rows - len(tensor), -1)))
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
@@ -180,54 +124,3 @@ def _read_transform(saved: Mapping[str, Any], image_size: int, folder: Path) -> 
         mean=tuple(saved.get("image_mean", default.mean)),
         std=tuple(saved.get("image_std", default.std)),
     )
-
-
-def _write_image_processor(folder: Path, transform: ImageTransform, config: Mapping[str, Any]) -> None:
-    side = {"height": transform.size, "width": transform.size}
-    shortest = transform.resize == "shortest"
-    settings = {
-        "image_processor_type": "LlavaImageProcessor" if transform.pad_to_square else "CLIPImageProcessor",
-        "processor_class": "LlavaProcessor",
-        "do_convert_rgb": True,
-        **({"do_pad": True} if transform.pad_to_square else {}),
-        "do_resize": True,
-        "size": {"shortest_edge": transform.size} if shortest else side,
-        "resample": BICUBIC,
-        "do_center_crop": shortest,
-        "crop_size": side,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(transform.mean),
-        "image_std": list(transform.std),
-    }
-    _write(folder / "preprocessor_config.json", settings)
-    processor = {
-        "processor_class": "LlavaProcessor",
-        "patch_size": config["vision_config"]["patch_size"],
-        "vision_feature_select_strategy": config["vision_feature_select_strategy"],
-        "num_additional_image_tokens": 1,  # the class token
-        "image_token": MARKER,
-    }
-    _write(folder / "processor_config.json", processor)
-
-
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, processor: Processor, media: bool) -> None:
-    tokenizer.save(folder)
-    named = {"bos_token": tokenizer.begin_id, "eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
-    if tokenizer.end_id is None and processor.stop_ids:
-        named["eos_token"] = min(processor.stop_ids)
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": processor.system.context,
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],  # 4.x would add token types, which no Llama takes
-        **{name: tokenizer.token_of(i) for name, i in named.items() if i is not None},
-    }
-    if media:
-        settings |= {"processor_class": "LlavaProcessor", "extra_special_tokens": {"image_token": MARKER}}
-    _write(folder / "tokenizer_config.json", settings)
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,177 @@
+"""A folder in `transformers` layout, written: config, weights, tokenizer, image processor, chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.checkpoints import clip, llama, llava, siglip
+from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
+from weft.core.errors import CheckpointError
+from weft.core.interfaces import System
+from weft.data.images import ImageTransform
+from weft.data.processor import Processor
+from weft.data.templates import template
+from weft.data.tokenizers import Tokenizer
+from weft.encoders.siglip import SiglipVision
+from weft.language_models.decoder import Decoder
+from weft.recipes.chat_template import jinja
+from weft.recipes.transformers_folder import BICUBIC, MARKER
+from weft.systems.dual_encoder import DualEncoder
+from weft.systems.multimodal_lm import MultimodalLM
+
+ROWS_MULTIPLE = 64  # a table that must grow grows to a multiple of it, as the published LLaVA-1.5 did: 32,000 to 32,064
+
+
+def write_transformers_folder(folder: Path, system: System, processor: Processor, shard_bytes: int = SHARD_BYTES) -> None:
+    """Fill an existing folder with a model that `transformers` loads.
+
+    A system with a picture stream is written as LLaVA, one without streams as Llama, Qwen2 or Qwen3, a dual encoder as CLIP or
+    SigLIP. Where no row of LLaVA's embedding stands for `<image>`, its tables grow by copies of the begin token's row, which no
+    model says and which generation suppresses.
+
+    Raises: CheckpointError for a system that the layouts cannot hold.
+    """
+    if isinstance(system, DualEncoder):
+        tensors = _write_dual_encoder(folder, system, processor)
+    elif not isinstance(system, MultimodalLM):
+        raise CheckpointError(f"a {type(system).__name__} has no transformers layout; MultimodalLM and DualEncoder have")
+    elif system.config.streams:
+        tensors = _write_llava(folder, system, processor)
+    else:
+        tensors = _write_language_model(folder, system, processor)
+    write_weights(folder, tensors, shard_bytes)
+
+
+def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+    encoder, decoder = llava.expressible_parts(system.config)
+    tokenizer = processor.tokenizer
+    tokenizer = tokenizer if MARKER in tokenizer.special else tokenizer.with_special([MARKER])
+    image_token, rows = tokenizer.special[MARKER], decoder.vocabulary
+    needed = rows if image_token < rows else -(-(image_token + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    grown = replace(system.config, language_model=replace(decoder, vocabulary=needed))
+    tensors = llava.LLAVA.from_weft(weights(system))
+    tensors = {name: _grown(name, tensor, needed, tokenizer.begin_id or 0) for name, tensor in tensors.items()}
+    _write_generation(folder, llava.write_config(grown, image_token), tensors, tokenizer, processor, range(rows, needed))
+    _write_images(folder, processor.config.transforms[llava.STREAM], "CLIP", "LlavaProcessor")
+    settings = {
+        "processor_class": "LlavaProcessor",
+        "patch_size": encoder.patch_size,
+        "vision_feature_select_strategy": "full" if encoder.keep_class_token else "default",
+        "num_additional_image_tokens": 1,  # the class token
+        "image_token": MARKER,
+    }
+    _write(folder / "processor_config.json", settings)
+    named = {"processor_class": "LlavaProcessor", "extra_special_tokens": {"image_token": MARKER}}
+    _write_tokenizer(folder, tokenizer, processor, named)
+    return tensors
+
+
+def _write_language_model(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+    decoder = system.config.language_model
+    if not isinstance(decoder, Decoder.Config):
+        raise CheckpointError(f"the Llama layout cannot hold a {decoder.part_name}")
+    tensors = llama.LLAMA.under(target="language_model.").from_weft(weights(system))
+    _write_generation(folder, llama.write_config(decoder), tensors, processor.tokenizer, processor)
+    _write_tokenizer(folder, processor.tokenizer, processor)
+    return tensors
+
+
+def _write_dual_encoder(folder: Path, system: DualEncoder, processor: Processor) -> dict[str, Tensor]:
+    layout, name = (siglip.SIGLIP, "Siglip") if isinstance(system.config.media, SiglipVision.Config) else (clip.CLIP, "CLIP")
+    config = layout.write_config(system.config)
+    tensors = layout.key_map(system.config).from_weft(weights(system))
+    _write(folder / "config.json", config | {"torch_dtype": _precision(tensors)})
+    _write_images(folder, processor.config.transforms[system.config.stream], name, f"{name}Processor")
+    _write_tokenizer(folder, _wrapped(processor.tokenizer), processor, {"processor_class": f"{name}Processor"})
+    return tensors
+
+
+def _write_generation(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    processor: Processor,
+    suppressed: range = range(0),
+) -> None:
+    """`config.json`, `generation_config.json` and the chat template of a model that answers."""
+    ends = sorted(processor.stop_ids)
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.begin_id, "pad_token_id": tokenizer.pad_id}
+    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    _write(folder / "config.json", {**config, **ids, "torch_dtype": _precision(tensors)})
+    generation = {**ids, "do_sample": False, **({"suppress_tokens": list(suppressed)} if suppressed else {})}
+    _write(folder / "generation_config.json", generation)
+    (folder / "chat_template.jinja").write_text(jinja(template(processor.config.template)), encoding="utf-8")
+
+
+def _precision(tensors: Mapping[str, Tensor]) -> str:
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+
+
+def _grown(name: str, tensor: Tensor, rows: int, copied: int) -> Tensor:
+    if not name.endswith(("embed_tokens.weight", "lm_head.weight")) or len(tensor) >= rows:
+        return tensor
+    return torch.cat((tensor, tensor[copied].expand(rows - len(tensor), -1)))
+
+
+def _wrapped(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer that puts the end token behind every text by itself, as those of dual encoders do."""
+    from tokenizers import processors
+
+    if tokenizer.end or tokenizer.end_id is None:
+        return tokenizer
+    backend = tokenizer.backend
+    around = [*tokenizer.begin, tokenizer.end_id]
+    named = [(tokenizer.token_of(i) or "", i) for i in around]
+    form = " ".join([*(name for name, _ in named[:-1]), "$A", named[-1][0]])
+    backend.post_processor = processors.TemplateProcessing(single=form, special_tokens=named)
+    return Tokenizer(backend)
+
+
+def _write_images(folder: Path, transform: ImageTransform, family: str, processor: str) -> None:
+    side = {"height": transform.size, "width": transform.size}
+    shortest = transform.resize == "shortest"
+    settings = {
+        "image_processor_type": "LlavaImageProcessor" if transform.pad_to_square else f"{family}ImageProcessor",
+        "processor_class": processor,
+        "do_convert_rgb": True,
+        **({"do_pad": True} if transform.pad_to_square else {}),
+        "do_resize": True,
+        "size": {"shortest_edge": transform.size} if shortest else side,
+        "resample": BICUBIC,
+        "do_center_crop": shortest,
+        "crop_size": side,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(transform.mean),
+        "image_std": list(transform.std),
+    }
+    _write(folder / "preprocessor_config.json", settings)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, processor: Processor, more: Mapping[str, Any] | None = None) -> None:
+    tokenizer.save(folder)
+    named = {"bos_token": tokenizer.begin_id, "eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
+    if tokenizer.end_id is None and processor.stop_ids:
+        named["eos_token"] = min(processor.stop_ids)
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": processor.system.context,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # 4.x would add token types, which none of these models takes
+        **{name: tokenizer.token_of(i) for name, i in named.items() if i is not None},
+        **(more or {}),
+    }
+    _write(folder / "tokenizer_config.json", settings)
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
