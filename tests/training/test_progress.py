@@ -1,6 +1,8 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from weft.training.progress import LiveView, PlainLines, StageEnd, StageStart, StepReport, clock, progress_view, sparkline
@@ -33,16 +35,34 @@ def test_plain_lines_say_where_a_run_is():
     ]
 
 
-def test_the_live_view_shows_every_figure_on_a_terminal():
-    console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
+@pytest.mark.parametrize(("width", "extra"), [(140, ("samples/s", "512", "data wait")), (80, ("wait",))])
+def test_the_live_view_shows_its_figures_whole_on_any_terminal(width, extra):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     view = progress_view(console)
     assert isinstance(view, LiveView)
     drive(view)
+    view.on_stage_start(replace(START, name="instruct", title="stage 2: all learns", index=1, steps=1500))
+    view.on_step(replace(report(1003, 4.0), stage="instruct", steps=1500))
     view.close()
-    console.print(view.render())
-    text = console.file.getvalue()
-    for shown in ("1/2 align", "10/10", "2.5000", "█", "2.7500", "512", "20,480", "3%", "0:12 in all"):
+    page = Console(file=io.StringIO(), width=width)
+    page.print(view.render())
+    text = page.file.getvalue()
+    for shown in (
+        "1/2 align",
+        "10/10",
+        "2.5000",
+        "█",
+        "2.7500",
+        "20,480",
+        "3%",
+        "0:12",
+        "1003/1500",
+        "1:05 left",
+        "stage 2: all",
+        *extra,
+    ):
         assert shown in text, shown
+    assert "…" not in text
 
 
 def test_without_a_terminal_lines_are_plain():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _BARS = "▁▂▃▄▅▆▇█"
+_WIDE = 120  # columns of a terminal that shows every figure
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,32 @@ class LiveView:
             self._live = None
 
     def render(self) -> RenderableType:
-        """The table as it stands."""
+        """The view as it stands: a row for each stage, then how far the running one is and what it is for."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, expand=True, header_style="dim")
-        for title, justify in (("stage", "left"), ("step", "right"), ("loss", "left"), ("validation", "right")):
-            table.add_column(title, justify=justify, no_wrap=True, ratio=2 if title in ("stage", "loss") else 1)  # type: ignore[arg-type]
-        for title in ("samples/s", "tokens/s", "data wait", "left"):
-            table.add_column(title, justify="right", no_wrap=True, ratio=1)
+        wide = self.console.width >= _WIDE
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("stage", no_wrap=True)
+        for title in ("step", "loss"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("curve", no_wrap=True, style="cyan")
+        for title in ("validation", "samples/s", "tokens/s", "data wait") if wide else ("valid.", "tokens/s", "wait"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("time", justify="right", no_wrap=True)
         for row in self.rows:
-            table.add_row(*_cells(row))
-        return table
+            table.add_row(*_cells(row, wide))
+        if not self.rows or self.rows[-1].end:
+            return table
+        running = self.rows[-1]
+        done = running.report.step if running.report else running.start.first_step
+        line = Table.grid(padding=(0, 2))
+        line.add_row(
+            ProgressBar(running.start.steps, done, width=20), Text(running.start.title, style="dim", overflow="ellipsis")
+        )
+        return Group(table, line)
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
@@ -172,19 +188,19 @@ class LiveView:
             self._live.update(self.render(), refresh=True)
 
 
-def _cells(row: _StageRow) -> list[str]:
+def _cells(row: _StageRow, wide: bool) -> list[str]:
     start, report = row.start, row.report
-    mark = "[green]✓[/] " if row.end else "[cyan]●[/] "
-    name = f"{mark}{start.index + 1}/{start.num_stages} [bold]{start.name}[/]" + (
-        f" [dim]{start.title}[/]" if start.title else ""
-    )
+    mark = "[green]✓[/]" if row.end else "[cyan]●[/]"
+    name = f"{mark} {start.index + 1}/{start.num_stages} [bold]{start.name}[/]"
     if report is None:
-        return [name, f"{start.first_step}/{start.steps}", "", "", "", "", "", ""]
-    loss = f"{report.loss:8.4f} [cyan]{sparkline(list(row.losses))}[/]"
+        return [name, f"{start.first_step}/{start.steps}", *[""] * (7 if wide else 6)]
+    curve = sparkline(list(row.losses), 24 if wide else 8)
     validation = "" if row.validation is None else f"{row.validation:.4f}"
-    left = clock(row.end.seconds) + " in all" if row.end else clock(report.seconds_left)
-    speed = [f"{report.samples_per_second:,.0f}", f"{report.tokens_per_second:,.0f}", f"{report.data_wait:.0%}"]
-    return [name, f"{report.step}/{report.steps}", loss, validation, *speed, left]
+    time = clock(row.end.seconds) if row.end else f"{clock(report.seconds_left)} left"
+    speed = [f"{report.tokens_per_second:,.0f}", f"{report.data_wait:.0%}"]
+    if wide:
+        speed.insert(0, f"{report.samples_per_second:,.0f}")
+    return [name, f"{report.step}/{report.steps}", f"{report.loss:.4f}", curve, validation, *speed, time]
 
 
 def progress_view(console: Console) -> LiveView | PlainLines:
