@@ -89,7 +89,10 @@ def _write_dual_encoder(folder: Path, system: DualEncoder, processor: Processor)
     tensors = layout.key_map(system.config).from_weft(weights(system))
     _write(folder / "config.json", config | {"torch_dtype": _precision(tensors)})
     _write_images(folder, processor.config.transforms[system.config.stream], name, f"{name}Processor")
-    _write_tokenizer(folder, _wrapped(processor.tokenizer), processor, {"processor_class": f"{name}Processor"})
+    tokenizer, named = _wrapped(processor.tokenizer), {"processor_class": f"{name}Processor"}
+    if processor.template.pad_to_context:  # what fills a text is read by the tower, and it is the end token
+        named["pad_token"] = tokenizer.token_of(tokenizer.end[-1]) or ""
+    _write_tokenizer(folder, tokenizer, processor, named)
     return tensors
 
 
