@@ -62,10 +62,11 @@ class KeyValueCache:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         start = self._length - keys.shape[2]
+        if start == 0:  # kept as they are: a prompt's first token does not wait for buffers that only later ones need
+            self.keys[layer], self.values[layer] = keys, values
+            return keys, values
         self.keys[layer] = written_keys = self._write(self.keys[layer], keys, start)
         self.values[layer] = written_values = self._write(self.values[layer], values, start)
-        if start == 0:
-            return keys, values
         return written_keys[:, :, : self._length], written_values[:, :, : self._length]
 
     def select(self, rows: Tensor | Sequence[int]) -> None:
@@ -115,14 +116,13 @@ class KeyValueCache:
         return self._hidden[..., : self._length]
 
     def _write(self, buffer: Tensor | None, new: Tensor, start: int) -> Tensor:
-        batch, heads, tokens, width = new.shape
-        if buffer is None or buffer.shape[2] < start + tokens:
-            self._grow(start + tokens)
-            grown = new.new_empty(batch, heads, self.capacity, width, dtype=_storage(new))
-            if buffer is not None:
-                grown[:, :, :start] = buffer[:, :, :start]
+        assert buffer is not None
+        if buffer.shape[2] < self._length or buffer.dtype != _storage(new):
+            self._grow(self._length)
+            grown = new.new_empty(*new.shape[:2], self.capacity, new.shape[3], dtype=_storage(new))
+            grown[:, :, :start] = buffer[:, :, :start]
             buffer = grown
-        buffer[:, :, start : start + tokens] = new
+        buffer[:, :, start : self._length] = new
         return buffer
 
 
