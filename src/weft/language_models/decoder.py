@@ -19,6 +19,7 @@ from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
 from weft.layers.feed_forward import GatedFeedForward
 from weft.layers.norms import RMSNorm
+from weft.layers.precision import working_precision
 from weft.layers.rotary import Llama3Scaling, Rotary
 from weft.layers.slots import BlockContext
 
@@ -142,7 +143,7 @@ class Decoder(LanguageModel):
     ) -> tuple[Tensor, dict[str, Any]]:
         stop = len(self.blocks) if stop is None else stop
         context = BlockContext(sequence.rule, self.rotary(sequence.positions), sequence.modality, cache)
-        hidden, memory = sequence.embeddings, sequence.memory
+        hidden, memory = working_precision(sequence.embeddings), sequence.memory
         for block in islice(self.blocks, start, stop):  # a slice would build a ModuleList on every call
             hidden, memory = block(hidden, memory, context)
         if stop == len(self.blocks):

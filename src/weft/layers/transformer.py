@@ -10,6 +10,7 @@ from weft.core.errors import ConfigError
 from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
 from weft.layers.feed_forward import FeedForward
+from weft.layers.precision import working_precision
 from weft.layers.slots import BlockContext
 
 
@@ -33,6 +34,7 @@ def pre_norm_blocks(
 def run_blocks(blocks: nn.ModuleList, hidden: Tensor, context: BlockContext, stop: int | None = None) -> Tensor:
     """The hidden state [B, T, D] after the first `stop` blocks (None: after all)."""
     memory: dict[str, object] = {}
+    hidden = working_precision(hidden)
     for block in islice(blocks, stop):
         hidden, memory = block(hidden, memory, context)
     return hidden
