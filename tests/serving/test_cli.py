@@ -321,3 +321,40 @@ def test_version(capsys):
     from weft import __version__
 
     assert says(capsys, "--version").strip() == f"weft {__version__}"
+
+
+# demo
+
+
+def test_demo_passes_on_what_it_is_told(capsys, monkeypatch, tmp_path):
+    from weft.recipes import demo
+
+    told = []
+    monkeypatch.setattr(demo, "run_demo", lambda folder, minutes, seed, console: told.append((folder, minutes, seed)))
+    says(capsys, "demo", "--minutes", 0.5, "--seed", 3, "--output", tmp_path / "here")
+    assert told == [(tmp_path / "here", 0.5, 3)]
+    assert "--minutes" in fails(capsys, "demo", "--minutes", 0)
+
+
+def test_demo_leaves_another_run_alone(capsys, tmp_path):
+    says(capsys, "train", "siglip", "--tiny", "-o", tmp_path / "run", "--set", "stages.contrastive.steps=1", "--no-tensorboard")
+    assert "another recipe" in fails(capsys, "demo", "--minutes", 0.05, "-o", tmp_path / "run")
+
+
+def test_train_with_a_tokenizer_that_the_tables_cannot_hold(capsys, tmp_path):
+    from tiny_model import tokenizer
+
+    tokenizer().save(tmp_path / "large")
+    small = [f"stages.{stage}.system.language_model.vocabulary=100" for stage in ("align", "instruct")]
+    arguments = ("--tokenizer", tmp_path / "large", "--no-tensorboard", "--set", small[0], "--set", small[1])
+    line = fails(capsys, "train", "llava", "--tiny", "-o", tmp_path / "run", *arguments)
+    assert "300 ids" in line and "100 rows" in line
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "llava", "llava-1.5"])
+def test_every_recipe_is_shown_at_each_size_and_tiny(capsys, name):
+    from weft.recipes.catalogue import sizes_of
+
+    for size in sizes_of(name)[:1]:
+        assert f"{name} {size}" in says(capsys, "show", name, "--size", size)
+    assert f"{name} tiny" in says(capsys, "show", name, "--tiny")

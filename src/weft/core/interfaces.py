@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from weft.core import config
@@ -79,6 +80,11 @@ class TextEncoder(nn.Module, ABC):
         @abstractmethod
         def output_width(self) -> int:
             """E, the width of the pooled vector."""
+
+        @property
+        @abstractmethod
+        def vocabulary(self) -> int:
+            """Rows of the token table."""
 
         @property
         @abstractmethod
@@ -156,6 +162,14 @@ class LanguageModel(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Run blocks `start` to `stop`; returns (hidden [B, T, D], memory). After the last block comes the final norm."""
 
+    def last_hidden(self, sequence: TokenSequence, last: Tensor, cache: Cache | None = None) -> Tensor:
+        """What `forward` gives for one token a row; a model may leave out what only the other tokens need.
+
+        Shapes: last [B], an index into the row -> [B, D].
+        """
+        hidden, _ = self(sequence, cache)
+        return hidden[torch.arange(len(last), device=last.device), last]
+
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Shapes: hidden [..., D] -> logits [..., V]."""
@@ -205,6 +219,11 @@ class System(nn.Module, ABC):
         @abstractmethod
         def context(self) -> int:
             """The longest text, in tokens, media positions included."""
+
+        @property
+        def vocabulary(self) -> int | None:
+            """Rows of the token table, which a tokenizer must not exceed; None where there is no table."""
+            return None
 
     config: Any
 

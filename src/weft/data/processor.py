@@ -49,6 +49,11 @@ class Processor:
         self.system = system
         self.template = template(config.template)
         self._streams: dict[str, _Stream] = {}
+        if system.vocabulary is not None and tokenizer.vocabulary > system.vocabulary:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocabulary} ids and the system's token table {system.vocabulary} rows; "
+                "give the tokenizer that the system was made for, or a larger vocabulary"
+            )
         missing = [t for t in config.boxes.special_tokens if t not in tokenizer.special]
         if missing:
             raise ConfigError(

@@ -128,7 +128,7 @@ class ClipText(TextEncoder):
     class Config(TextEncoder.Config):
         """`end_token` is the end-of-text token that other libraries must look for; None: the last of the vocabulary."""
 
-        vocabulary: int = 49_408
+        vocabulary: int = 49_408  # type: ignore[assignment]  # a field serves the interface's property
         context: int = 77
         width: int = 512
         num_layers: int = 12

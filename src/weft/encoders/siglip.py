@@ -149,7 +149,7 @@ class SiglipText(TextEncoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TextEncoder.Config):
-        vocabulary: int = 32_000
+        vocabulary: int = 32_000  # type: ignore[assignment]  # a field serves the interface's property
         context: int = 64
         width: int = 768
         num_layers: int = 12

@@ -1,8 +1,8 @@
 """The recipes that exist, found by looking into this room.
 
 A module `recipes/<name>.py` is a recipe when it has a function of its own name that returns a `Recipe`. `SIZES` lists what that
-function takes as its size, `tiny()` gives the same stages at CPU size, `tokenizer()` is there where a recipe trains its own. The
-public name has dashes for underscores, and dots between digits: `llava_1_5` is `llava-1.5`.
+function takes as its size, `tiny()` gives the same stages at CPU size, `tokenizer()` is there where a recipe trains its own. A
+public name has dashes for underscores, dots between digits: `llava_1_5` is `llava-1.5`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _SHORT = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def short(number: float, unit: str = "") -> str:
@@ -13,9 +14,10 @@ def short(number: float, unit: str = "") -> str:
     return f"{number:.3g} {unit}".rstrip()
 
 
-def gibibytes(number: float) -> str:
-    """Bytes as GiB, or MiB where that is more telling."""
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.2f} MiB"
+def size_of_memory(number: float) -> str:
+    """Bytes in the unit in which they are at least a tenth: 0.16 GiB, 80.0 MiB."""
+    factor, unit = next((pair for pair in _BINARY if number >= pair[0] / 10), _BINARY[-1])
+    return f"{number / factor:,.1f} {unit}" if number >= 10 * factor else f"{number / factor:.2f} {unit}"
 
 
 def count(number: int) -> str:
@@ -24,5 +26,7 @@ def count(number: int) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 with as many digits as tell something: 0.30%, 95.7%."""
-    return f"{share:.1%}" if share >= 0.1 or share == 0 else f"{share:.2g}" if share < 1e-4 else f"{share:.2%}"
+    """A share of 1 with as many digits as tell something: 0.30%, 95.7%, 100%."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return f"{share:.1%}" if share >= 0.1 else f"{share:.2%}" if share >= 1e-4 else f"{share:.1e}"

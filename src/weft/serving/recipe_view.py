@@ -1,4 +1,4 @@
-"""A recipe as a tree of parts and a table of stages."""
+"""A recipe as a tree of its parts and a tree of its stages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from weft.core.interfaces import System
-from weft.serving.quantities import count, gibibytes, percent, short
+from weft.serving.quantities import count, percent, short, size_of_memory
 from weft.systems.accounting import Part, SampleShape, num_parameters, on_meta, parts
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
@@ -26,9 +25,8 @@ def recipe_view(recipe: Recipe, text_tokens: int) -> Iterator[RenderableType]:
     yield Text.assemble((f"{recipe.name}{size}", "bold"), f": {recipe.about}{paper}")
     systems = _systems(recipe)
     yield _tree(recipe, systems[recipe.stages[-1].name])
-    yield _stages(recipe)
     costs = {stage.name: stage_cost(stage, systems[stage.name], sample_of(stage, text_tokens)) for stage in recipe.stages}
-    yield _costs(recipe, costs)
+    yield _stages(recipe, costs)
     yield Text(
         f"One sample is one medium a stream and {text_tokens} text tokens; a multiply-add is two operations. Parameters, "
         "gradients and optimizer state in float32 on one device, with a bf16 copy of the parameters where a stage computes "
@@ -88,35 +86,30 @@ def _tokens(part: Part, system: System) -> str:
     return f"  {layout.height}x{layout.width} features -> {count(system.config.streams[name].num_tokens)} tokens per medium"
 
 
-def _stages(recipe: Recipe) -> Table:
-    table = _new("stages", "stage", "what it is for", "trains", "template", "batch", "length", "steps", "peak rate", "schedule")
+def _stages(recipe: Recipe, costs: dict[str, StageCost]) -> Tree:
+    tree = Tree("[bold]stages[/]")
     for stage in recipe.stages:
-        length = f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}" if stage.steps is None else count(stage.steps)
-        warmup = f"{stage.schedule.warmup:.0%}" if stage.schedule.warmup < 1 else f"{stage.schedule.warmup:,.0f} steps"
-        table.add_row(
-            stage.name, stage.title, "\n".join(escape(p) for p in stage.train), stage.processor.template,
-            count(stage.batch_size), count(stage.max_tokens), length, f"{stage.optimizer.learning_rate:g}",
-            f"{stage.schedule.decay}, warm-up {warmup}",
-        )  # fmt: skip
-    return table
+        branch = tree.add(f"[bold]{stage.name}[/]  {escape(stage.title)}")
+        for title, told in _facts(stage, costs[stage.name]).items():
+            branch.add(f"[cyan]{title:9}[/] {escape(told)}")
+    return tree
 
 
-def _costs(recipe: Recipe, costs: dict[str, StageCost]) -> Table:
-    table = _new("cost by stage", "stage")
-    for title in ("trained", "share", "forward", "backward", "weights", "gradients", "optimizer", "activations"):
-        table.add_column(title, justify="right")
-    for name, cost in costs.items():
-        table.add_row(
-            name, count(cost.trained_parameters), percent(cost.share),
-            short(cost.sample.forward_flops, "FLOP"), short(cost.sample.backward_flops, "FLOP"),
-            gibibytes(cost.weight_bytes), gibibytes(cost.gradient_bytes), gibibytes(cost.optimizer_bytes),
-            f"{gibibytes(cost.activation_bytes)} / sample",
-        )  # fmt: skip
-    return table
-
-
-def _new(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def _facts(stage: Stage, cost: StageCost) -> dict[str, str]:
+    """What a stage does and takes, a line each."""
+    length = f"{stage.epochs:g} epoch{'s' if stage.epochs != 1 else ''}" if stage.steps is None else f"{stage.steps:,} steps"
+    warmup = f"{stage.schedule.warmup:.0%}" if stage.schedule.warmup < 1 else f"{stage.schedule.warmup:,.0f} steps"
+    optimizer = stage.optimizer
+    rate = f"{optimizer.learning_rate:g}" + (f", matrices {optimizer.matrix_rate:g}" if optimizer.name == "muon" else "")
+    together = stage.micro_batch_size or stage.batch_size
+    return {
+        "trains": f"{' '.join(stage.train)}: {count(cost.trained_parameters)} parameters, {percent(cost.share)}",
+        "data": f"{type(stage.data).__qualname__.removesuffix('.Config')}, template {stage.processor.template}, "
+        f"at most {count(stage.max_tokens)} tokens a sample",
+        "steps": f"{length} of {count(stage.batch_size)} samples",
+        "optimizer": f"{optimizer.name}, peak rate {rate}, {stage.schedule.decay}, warm-up {warmup}, {stage.precision}",
+        "a sample": f"{short(cost.sample.forward_flops, 'FLOP')} forward, {short(cost.sample.backward_flops, 'FLOP')} backward",
+        "memory": f"weights {size_of_memory(cost.weight_bytes)}, gradients {size_of_memory(cost.gradient_bytes)}, "
+        f"optimizer {size_of_memory(cost.optimizer_bytes)}, activations {size_of_memory(cost.activation_bytes)} a sample: "
+        f"{size_of_memory(cost.total_bytes(together))} with {count(together)} at a time",
+    }

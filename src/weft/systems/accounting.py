@@ -137,7 +137,8 @@ def _dual_encoder(system: DualEncoder, sample: SampleShape, dtype: torch.dtype) 
 
 
 def _units(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.empty(shape, dtype=dtype, device="meta"), torch.zeros(shape[0], dtype=torch.long, device="meta")
+    """Values without data, but the real numbers of the items: parts may look at where things are, never at what they are."""
+    return torch.empty(shape, dtype=dtype, device="meta"), torch.zeros(shape[0], dtype=torch.long)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ class DualEncoder(System):
         def context(self) -> int:
             return self.text.context
 
+        @property
+        def vocabulary(self) -> int:
+            return self.text.vocabulary
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config: Any = config

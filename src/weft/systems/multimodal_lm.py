@@ -80,6 +80,10 @@ class MultimodalLM(System):
         def context(self) -> int:
             return self.language_model.context
 
+        @property
+        def vocabulary(self) -> int:
+            return self.language_model.vocabulary
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config: Any = config
