@@ -158,3 +158,33 @@ def test_crop_forgets_what_came_later(system, tokens):
     run(model, side, tokens, cache, slice(0, 9))
     cache.crop(4)
     assert_close(run(model, side, tokens, cache, slice(4, 12)), run(model, side, tokens)[:, 4:])
+
+
+class Doubling(torch.nn.Module):
+    """A filled slot."""
+
+    def forward(self, hidden, memory, context):
+        return hidden * 2, memory
+
+
+@pytest.mark.parametrize("slot", [None, "before_attention", "after_block"])
+def test_one_token_a_row_is_what_the_whole_forward_gives(system, tokens, slot):
+    """With and without a cache, rows of different lengths, behind a first part, and with a fusion in the last block."""
+    model = system.language_model
+    if slot is not None:
+        setattr(model.blocks[-1], slot, Doubling())
+    segment = torch.ones(2, 12, dtype=torch.long)
+    segment[1, 8:] = 0
+    side, last = causal(2, 12)._replace(segment=segment), torch.tensor([11, 7])
+    reference = run(model, side, tokens)[[0, 1], last]
+    for split in (None, 0, 5):
+        cache = None if split is None else KeyValueCache(len(model.blocks))
+        part = slice(split or 0, 12)
+        if split:
+            run(model, side, tokens, cache, slice(0, split))
+        here = RuleSide(*(x[:, part] for x in side))
+        rule = AttentionRule(*here) if cache is None else cache.extend(here)
+        sequence = TokenSequence(model.embed(tokens[:, part]), here.position, rule, torch.zeros_like(here.order))
+        with torch.no_grad():
+            assert_close(model.last_hidden(sequence, last - part.start, cache), reference)
+        assert cache is None or (cache.keys[-1] is not None and cache.length == 12)

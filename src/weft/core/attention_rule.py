@@ -80,6 +80,12 @@ class AttentionRule:
             self.__dict__["bias"] = bias
         return self
 
+    def of_queries(self, index: Tensor) -> AttentionRule:
+        """The rule of one query a row, against the same keys. Shapes: index [B]."""
+        row = torch.arange(len(index), device=index.device)
+        order, segment, position = (side[row, index][:, None] for side in self.queries)
+        return AttentionRule(order, segment, position, self.window, self.keys)
+
     def with_window(self, window: int | None) -> AttentionRule:
         """The same rule under a sliding window (in positions)."""
         if window == self.window:

@@ -66,9 +66,10 @@ class Decoding:
                 f"row {self.room.index(min(self.room))}: the prompt takes {context - min(self.room)} positions and the "
                 f"language model has {context}; shorten the conversation or lower the media's resolution"
             )
-        hidden = read(self.system, batch, self.cache, media)
+        sequence = behind_cache(self.system, batch, self.cache, media)
+        hidden = self.system.language_model.last_hidden(sequence, last, self.cache)
         self._start(torch.stack((text.order[row, last] + 1, text.segment[row, last], text.positions[row, last] + 1))[..., None])
-        return self.system.language_model.head(hidden[row, last])
+        return self.system.language_model.head(hidden)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -100,14 +101,21 @@ def read(
     system: MultimodalLM, batch: MultimodalBatch, cache: KeyValueCache, media: Mapping[str, MediaFeatures] | None = None
 ) -> Tensor:
     """Run a batch behind what the cache holds and store it there. Returns the hidden states, [B, T, D]."""
+    hidden, _ = system.language_model(behind_cache(system, batch, cache, media), cache)
+    return hidden
+
+
+def behind_cache(
+    system: MultimodalLM, batch: MultimodalBatch, cache: KeyValueCache, media: Mapping[str, MediaFeatures] | None = None
+) -> TokenSequence:
+    """The embedded batch under its rule against all keys, with room made for it in the cache."""
     text = batch.main
     first = cache.length == 0
     rule = cache.extend(text.rule().queries)
     if first and right_padded_causal(text):
         # Exact for every real token: a causal query never reaches the padding behind it. What padding computes is never read.
         rule = rule.with_window(cache.window) if cache.window else rule.assume(pattern="causal", everyone_sees=True)
-    hidden, _ = system.language_model(replace(system.sequence(batch, media), rule=rule), cache)
-    return hidden
+    return replace(system.sequence(batch, media), rule=rule)
 
 
 def right_padded_causal(text: TextSide) -> bool:

@@ -150,5 +150,14 @@ class Decoder(LanguageModel):
             hidden = self.final_norm(hidden)
         return hidden, memory
 
+    def last_hidden(self, sequence: TokenSequence, last: Tensor, cache: Cache | None = None) -> Tensor:
+        block = self.blocks[-1]
+        assert isinstance(block, PreNormBlock)
+        if not block.bare:
+            return super().last_hidden(sequence, last, cache)
+        hidden, _ = self(sequence, cache, stop=len(self.blocks) - 1)
+        context = BlockContext(sequence.rule, self.rotary(sequence.positions), sequence.modality, cache)
+        return self.final_norm(block.last(hidden, context, last)).squeeze(1)
+
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)

@@ -43,18 +43,26 @@ class Attention(nn.Module):
         self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
 
-    def forward(self, hidden: Tensor, context: BlockContext) -> Tensor:
+    def forward(self, hidden: Tensor, context: BlockContext, last: Tensor | None = None) -> Tensor:
+        """`last` [B] names the only query of each row: the result is then [B, 1, D]."""
         batch, tokens, _ = hidden.shape
-        query = self.query_norm(self.query(hidden).view(batch, tokens, self.num_heads, self.head_width)).transpose(1, 2)
+        rotary, rule = context.rotary, context.rule
         shape = (batch, tokens, self.num_key_value_heads, self.head_width)
         key = self.key_norm(self.key(hidden).view(shape)).transpose(1, 2)
         value = self.value(hidden).view(shape).transpose(1, 2)
-        if context.rotary is not None and tokens == 1:  # one call for both: a decoding step is mostly calls
+        query_rotary = rotary
+        if last is not None:
+            rows = torch.arange(batch, device=last.device)
+            hidden, tokens, rule = hidden[rows, last][:, None], 1, rule.of_queries(last)
+            if rotary is not None:
+                query_rotary = rotary[0][rows, :, last][:, :, None], rotary[1][rows, :, last][:, :, None]
+        query = self.query_norm(self.query(hidden).view(batch, tokens, self.num_heads, self.head_width)).transpose(1, 2)
+        if rotary is not None and key.shape[2] == 1:  # one call for both: a decoding step is mostly calls
             heads = (self.num_heads, self.num_key_value_heads)
-            query, key = rotate(torch.cat((query, key), 1), context.rotary).split(heads, 1)
-        elif context.rotary is not None:
-            query, key = rotate(query, context.rotary), rotate(key, context.rotary)
+            query, key = rotate(torch.cat((query, key), 1), rotary).split(heads, 1)
+        elif rotary is not None and query_rotary is not None:
+            query, key = rotate(query, query_rotary), rotate(key, rotary)
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
-        mixed = attend(query, key, value, context.rule)
+        mixed = attend(query, key, value, rule)
         return self.output(mixed.transpose(1, 2).reshape(batch, tokens, -1))

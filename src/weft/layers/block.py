@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from weft.layers.slots import BlockContext, PassThrough
@@ -26,6 +27,20 @@ class PreNormBlock(nn.Module):
         self.feed_forward_norm = feed_forward_norm
         self.feed_forward = feed_forward
         self.after_block: nn.Module = PassThrough()
+
+    @property
+    def bare(self) -> bool:
+        """Whether every slot is empty."""
+        return all(isinstance(s, PassThrough) for s in (self.before_attention, self.before_feed_forward, self.after_block))
+
+    def last(self, hidden: Tensor, context: BlockContext, index: Tensor) -> Tensor:
+        """What `forward` gives for one token a row, the others only being attended to. For a bare block.
+
+        Shapes: hidden [B, T, D], index [B] -> [B, 1, D].
+        """
+        rows = torch.arange(len(index), device=index.device)
+        one = hidden[rows, index][:, None] + self.attention(self.attention_norm(hidden), context, index)
+        return one + self.feed_forward(self.feed_forward_norm(one))
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         hidden, memory = self.before_attention(hidden, memory, context)
