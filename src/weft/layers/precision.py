@@ -13,6 +13,6 @@ def working_precision(hidden: Tensor) -> Tensor:
     models carry a bfloat16 stream as well. Softmax, norms' statistics and losses stay in float32.
     """
     kind = hidden.device.type
-    if hidden.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+    if kind != "meta" and hidden.dtype == torch.float32 and torch.is_autocast_enabled(kind):  # meta knows no autocast
         return hidden.to(torch.get_autocast_dtype(kind))
     return hidden
