@@ -48,7 +48,7 @@ class Attention(nn.Module):
         batch, tokens, _ = hidden.shape
         rotary, rule = context.rotary, context.rule
         shape = (batch, tokens, self.num_key_value_heads, self.head_width)
-        key = self.key_norm(self.key(hidden).view(shape)).transpose(1, 2)
+        key = self.key(hidden).view(shape)
         value = self.value(hidden).view(shape).transpose(1, 2)
         query_rotary = rotary
         if last is not None:
@@ -56,7 +56,10 @@ class Attention(nn.Module):
             hidden, tokens, rule = hidden[rows, last][:, None], 1, rule.of_queries(last)
             if rotary is not None:
                 query_rotary = rotary[0][rows, :, last][:, :, None], rotary[1][rows, :, last][:, :, None]
-        query = self.query_norm(self.query(hidden).view(batch, tokens, self.num_heads, self.head_width)).transpose(1, 2)
+        query = self.query(hidden).view(batch, tokens, self.num_heads, self.head_width)
+        if not isinstance(self.query_norm, nn.Identity):
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
         if rotary is not None and key.shape[2] == 1:  # one call for both: a decoding step is mostly calls
             heads = (self.num_heads, self.num_key_value_heads)
             query, key = rotate(torch.cat((query, key), 1), rotary).split(heads, 1)

@@ -22,7 +22,10 @@ class BlockContext:
 
 
 class PassThrough(nn.Module):
-    """An empty slot."""
+    """An empty slot. It is called without the machinery of hooks: a decoding step passes three of them in every block."""
+
+    def __call__(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
+        return hidden, memory
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         return hidden, memory
