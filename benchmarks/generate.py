@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 FLOOR = 0.97
 FLOORS = {"tiny": 1.5}
 RESAMPLES = 4000
+FIRST_TOKENS = 5  # prefills of one run, of which the median counts: a single one of a few milliseconds is mostly noise
 TEXT_TOKENS = 24  # around the image
 
 
@@ -197,9 +198,12 @@ def transformers_run(model: Any, inputs: dict[str, torch.Tensor], cache: str) ->
 
 
 def timed(run: Run, rows: int, new_tokens: int, clock: Clock) -> Timing:
-    start = clock()
-    run(1)
-    first = clock() - start
+    firsts = []
+    for _ in range(FIRST_TOKENS):
+        start = clock()
+        run(1)
+        firsts.append(clock() - start)
+    first = statistics.median(firsts)
     start = clock()
     run(new_tokens)
     return Timing(first, rows * (new_tokens - 1) / max(clock() - start - first, 1e-9))

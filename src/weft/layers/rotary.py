@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +37,22 @@ class Rotary(nn.Module):
         self.head_width, self.theta, self.scaling = head_width, theta, scaling
         self.register_buffer("inverse_frequency", self.frequencies(), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Frequencies follow the model to its device and stay in float32: in bfloat16 far positions would be wrong by turns."""
+        super()._apply(fn, recurse)
+        if self.inverse_frequency.dtype != torch.float32:
+            self.inverse_frequency = self.frequencies().to(self.inverse_frequency.device)
+        return self
+
     def frequencies(self) -> Tensor:
-        """The inverse frequencies; never saved, rebuilt from the config."""
+        """The inverse frequencies, [head_width], the first half negative; never saved, rebuilt from the config.
+
+        The cosine is even and the sine odd, so one product with the positions gives both tables as `rotate` takes them.
+        """
+        inverse = self._inverse()
+        return torch.cat((-inverse, inverse))
+
+    def _inverse(self) -> Tensor:
         exponent = torch.arange(0, self.head_width, 2, dtype=torch.int64).float() / self.head_width
         inverse = 1.0 / (self.theta**exponent)
         if self.scaling is None:
@@ -49,8 +65,7 @@ class Rotary(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angle = positions[:, None, :, None].float() * self.inverse_frequency.float()
-        cos, sin = angle.cos(), angle.sin()
-        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

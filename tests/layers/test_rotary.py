@@ -1,0 +1,31 @@
+import torch
+
+from weft.layers.rotary import Llama3Scaling, Rotary, rotate
+
+
+def test_rotation_is_the_published_formula():
+    """x cos + (-second half, first half) sin, with each frequency used in both halves."""
+    positions, x = torch.tensor([[0, 1, 7, 500], [3, 2, 1, 0]]), torch.randn(2, 3, 4, 16)
+    angle = positions[:, None, :, None] * (10_000.0 ** (-torch.arange(0, 16, 2) / 16)).repeat(2)
+    first, second = x.chunk(2, -1)
+    expected = x * angle.cos() + torch.cat((-second, first), -1) * angle.sin()
+    assert torch.allclose(rotate(x, Rotary(16, 10_000.0)(positions)), expected, atol=1e-4)  # angles up to 500 in float32
+
+
+def test_scores_depend_on_distance_only():
+    rotary, query, key = Rotary(32, 10_000.0, Llama3Scaling()), torch.randn(1, 1, 1, 32), torch.randn(1, 1, 1, 32)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        return (rotate(query, rotary(torch.tensor([[i]]))) * rotate(key, rotary(torch.tensor([[j]])))).sum()
+
+    assert torch.allclose(score(9, 4), score(105, 100), atol=1e-4)
+    assert not torch.allclose(score(9, 4), score(9, 5), atol=1e-2)
+
+
+def test_frequencies_stay_in_float32():
+    """In bfloat16 position 2,000 would be turned by an angle that is off by several radians."""
+    positions = torch.tensor([[2000]])
+    expected = Rotary(16, 10_000.0)(positions)
+    low = torch.nn.Sequential(Rotary(16, 10_000.0)).to(torch.bfloat16)[0](positions)
+    assert torch.equal(low[0], expected[0]) and torch.equal(low[1], expected[1])
+    assert not Rotary(16, 10_000.0).state_dict()
