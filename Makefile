@@ -1,5 +1,5 @@
 # make demo      build, train and measure a small multimodal model, then talk to it
-# make test      the suite; make test-all adds the full products of parts
+# make test      lint, types and the suite; make test-all adds the full products of parts
 # make lint      ruff and mypy
 # make clean     remove the environment
 #
@@ -35,10 +35,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/weft demo $(ARGS)
 
-test: $(STAMP)
+test: lint
 	$(PYTEST) -m "not exhaustive" $(ARGS)
 
-test-all: $(STAMP)
+test-all: lint
 	$(PYTEST) $(ARGS)
 
 lint: $(STAMP)

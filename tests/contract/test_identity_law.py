@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from weft.core.catalogue import parts
 
 from weft.core.attention_rule import AttentionRule
+from weft.core.catalogue import parts
 from weft.core.sequence import TokenSequence
 
 TOKENS = torch.randint(0, 90, (2, 10), generator=torch.Generator().manual_seed(0))

@@ -125,7 +125,7 @@ def test_an_answer_ends_with_the_context():
     decoding = Decoding(system)
     logits = decoding.prefill(text_batch([[1, 2, 3, 4], [5]]))
     steps = list(generate_tokens(decoding, logits, Sampling(max_new_tokens=50)))
-    ends = {event.row: event.index + 1 for events in steps for event in events if event.finish == "length"}
+    ends = {event.row: event.step + 1 for events in steps for event in events if event.finish == "length"}
     assert ends == {0: 6, 1: 9}
     with pytest.raises(ContextTooShort, match=r"row 1: the prompt takes 10 positions"):
         Decoding(system).prefill(text_batch([[1], list(range(10))]))

@@ -98,3 +98,14 @@ def test_leaving_early_ends_the_thread():
     with stream(stop=1000) as unfinished:
         unfinished.next()
     assert not [t for t in threading.enumerate() if t.name == "weft-data"]
+
+
+def test_without_a_thread_the_batches_are_the_same():
+    with stream() as threaded, stream(ahead=0) as plain:
+        before = threading.active_count()
+        for _ in range(6):
+            ours, theirs = plain.next(), threaded.next()
+            assert ours.step == theirs.step and ours.sample_names == theirs.sample_names
+            for a, b in zip(ours.micro_batches, theirs.micro_batches, strict=True):
+                assert torch.equal(a.main.tokens, b.main.tokens)
+        assert plain.waited > 0 and threading.active_count() <= before

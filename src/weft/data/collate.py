@@ -18,7 +18,8 @@ Rows = Sequence[EncodedSample] | Sequence[Sequence[EncodedSample]]
 def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     """A batch of samples, one a row, or of rows of several samples; padded on the right to the longest row or to `pad_to`.
 
-    Orders and positions start at 0 in every sample; its number within the row, from 1, is its segment.
+    Orders and positions start at 0 in every sample; its number within the row, from 1, is its segment. A medium that several samples
+    show is one item, encoded once; its spans are as many as its places.
 
     Raises: DataError where a row is longer than `pad_to` or there is nothing to collate.
     """
@@ -64,14 +65,19 @@ class _Stream:
 
     def __init__(self) -> None:
         self.items: list[EncodedMedium] = []
+        self.known: dict[bytes, int] = {}
         self.spans: list[tuple[int, int, int, int, int]] = []
         self.item_sample: list[int] = []
 
     def add(self, item: EncodedMedium, row: int, start: int, sample: int) -> None:
+        number = len(self.items)
+        if item.spans:  # without a place in the text a medium belongs to its sample alone
+            number = self.known.setdefault(item.pixels.tobytes(), number)
         for offset, position, length in item.spans:
-            self.spans.append((len(self.items), offset, row, start + position, length))
-        self.items.append(item)
-        self.item_sample.append(sample)
+            self.spans.append((number, offset, row, start + position, length))
+        if number == len(self.items):
+            self.items.append(item)
+            self.item_sample.append(sample)
 
     def batch(self) -> MediaBatch:
         transform = self.items[0].transform

@@ -80,6 +80,7 @@ _TEMPLATES = (
         name="compact",
         user_header="<|user|>",
         assistant_header="<|assistant|>",
+        answer_lead=" ",  # so that a word has one token, wherever it stands
         answer_end="<|end|>",
         media_footer="",
     ),

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from weft.core.errors import DataError, unknown_name
 
+_ONE_DIGIT = tokenizers.Regex(r" ?\d")
 _END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 
@@ -74,7 +75,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, special: Sequence[str] = (), begin: str | None = None) -> Self:
-        """Train a byte-level BPE of at most `vocabulary` tokens, `special` included and first; digits stand alone.
+        """Train a byte-level BPE of at most `vocabulary` tokens, `special` included and first; a digit stands alone with its space.
 
         `begin` is the special token put before every text; by default the first of `<s>`, `<|begin_of_text|>` in `special`.
 
@@ -84,7 +85,7 @@ class Tokenizer:
             raise DataError(f"a byte-level vocabulary needs 256 tokens and {len(special)} special ones, got {vocabulary}")
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            [pre_tokenizers.Split(_ONE_DIGIT, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         backend.decoder = decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +24,14 @@ from weft.systems.multimodal_lm import MultimodalLM
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One new token: the batch row it belongs to, its place in the answer, and whether the answer ends with it.
 
     A token that is a stop id is reported with `finish` "stop" and belongs to no text.
     """
 
     row: int
-    index: int
+    step: int
     token: int
     finish: FinishReason | None = None
 

@@ -47,19 +47,14 @@ class Attention(nn.Module):
         """`last` [B] names the only query of each row: the result is then [B, 1, D]."""
         batch, tokens, _ = hidden.shape
         rotary, rule = context.rotary, context.rule
-        shape = (batch, tokens, self.num_key_value_heads, self.head_width)
-        key = self.key(hidden).view(shape)
-        value = self.value(hidden).view(shape).transpose(1, 2)
+        key, value = self._heads(self.key(hidden), self.key_norm), self._heads(self.value(hidden))
         query_rotary = rotary
         if last is not None:
             rows = torch.arange(batch, device=last.device)
             hidden, tokens, rule = hidden[rows, last][:, None], 1, rule.of_queries(last)
             if rotary is not None:
                 query_rotary = rotary[0][rows, :, last][:, :, None], rotary[1][rows, :, last][:, :, None]
-        query = self.query(hidden).view(batch, tokens, self.num_heads, self.head_width)
-        if not isinstance(self.query_norm, nn.Identity):
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        query = self._heads(self.query(hidden), self.query_norm)
         if rotary is not None and key.shape[2] == 1:  # one call for both: a decoding step is mostly calls
             heads = (self.num_heads, self.num_key_value_heads)
             query, key = rotate(torch.cat((query, key), 1), rotary).split(heads, 1)
@@ -68,4 +63,13 @@ class Attention(nn.Module):
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
         mixed = attend(query, key, value, rule)
-        return self.output(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+        return self.output((mixed if tokens == 1 else mixed.transpose(1, 2)).reshape(batch, tokens, -1))
+
+    def _heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """Shapes: [B, T, heads * d] -> [B, heads, T, d]; one token needs no transposition."""
+        batch, tokens, _ = projected.shape
+        shape = (batch, -1, 1, self.head_width) if tokens == 1 else (batch, tokens, -1, self.head_width)
+        heads = projected.view(shape)
+        if norm is not None and not isinstance(norm, nn.Identity):
+            heads = norm(heads)
+        return heads if tokens == 1 else heads.transpose(1, 2)

@@ -18,5 +18,7 @@ class RMSNorm(nn.Module):
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
         wide = x.float()
+        if x.device.type == "cpu" and not torch.is_grad_enabled():  # the same numbers in fewer calls; slower to go back through
+            return self.weight * nn.functional.rms_norm(wide, self.weight.shape, None, self.eps).to(x.dtype)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)

@@ -28,6 +28,7 @@ class Positioned(InputProjector):
     class Config(InputProjector.Config):
         inner: InputProjector.Config = field(default_factory=MLP.Config)
         capacity: int = 64
+        scale: float = 0.2
 
         def build(self, input_width: int, output_width: int) -> Positioned:
             return Positioned(self, input_width, output_width)
@@ -48,7 +49,9 @@ class Positioned(InputProjector):
         super().__init__()
         self.config = config
         self.inner = config.inner.build(input_width, output_width)
-        self.position = nn.Parameter(torch.randn(config.capacity, output_width) * 0.02)
+        self.norm = nn.LayerNorm(output_width)
+        nn.init.constant_(self.norm.weight, config.scale)
+        self.position = nn.Parameter(torch.randn(config.capacity, output_width) * config.scale)
 
     def forward(self, features: MediaFeatures) -> MediaTokens:
         tokens = self.inner(features)
@@ -57,4 +60,4 @@ class Positioned(InputProjector):
             self.config.num_tokens(layout)
         first = counts.cumsum(0) - counts
         place = torch.arange(len(tokens.values), device=tokens.item.device) - first[tokens.item]
-        return MediaTokens(tokens.values + self.position[place], tokens.item)
+        return MediaTokens(self.norm(tokens.values) + self.position[place], tokens.item)

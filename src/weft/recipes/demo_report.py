@@ -37,7 +37,6 @@ from weft.evaluation.report.exhibits import as_picture, choose_exhibits
 from weft.inference.attention_maps import attention_map
 from weft.inference.model import Model
 from weft.inference.sampling import Sampling
-from weft.recipes.desk import BASELINE
 from weft.systems.multimodal_lm import Stream
 from weft.training.freezing import select_names
 from weft.training.stage import Recipe, Stage
@@ -78,13 +77,13 @@ def report_content(
 
 
 def run_facts(recipe: Recipe, circumstances: Circumstances) -> RunFacts:
-    """Time, memory, machine, commit and versions. The baseline's training is no part of the model's training time."""
+    """Time, memory, machine, commit and versions."""
     stages = circumstances.stage_seconds
     return RunFacts(
         title="A multimodal language model grown from nothing",
         recipe=recipe.name,
-        training_seconds=sum(seconds for name, seconds in stages.items() if name != BASELINE) or None,
-        evaluation_seconds=circumstances.evaluation_seconds + stages.get(BASELINE, 0.0),
+        training_seconds=sum(stages.values()) or None,
+        evaluation_seconds=circumstances.evaluation_seconds,
         peak_memory_bytes=peak_memory_bytes(),
         seeds=(circumstances.seed,),
         hardware=hardware(),
@@ -147,7 +146,7 @@ def _weave(recipe: Recipe, model: Model, shown: Item, records: Sequence[Record],
         question=record.question,
         num_question_tokens=len(prompt) - num_media_tokens,
         answer=record.reply,
-        stages=tuple(_stage_facts(stage, circumstances) for stage in recipe.stages if stage.name != BASELINE),
+        stages=tuple(_stage_facts(stage, circumstances) for stage in recipe.stages),
     )
 
 

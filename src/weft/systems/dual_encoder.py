@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,9 @@ from weft.core.output import SystemOutput
 class DualEncoder(System):
     """A media tower and a text tower, each pooled, projected where the family projects, and normalised.
 
-    Shapes: N media and B texts -> embeddings "media" [N, E] and "text" [B, E], of length 1.
-    Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343.
+    Shapes: N media and B texts -> embeddings "media" [N, E] and "text" [B, E], of length 1; with `compared="features"` every
+    feature of a medium keeps its own embedding: "media" [N, L, E].
+    Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343; comparing features, FILIP, arXiv:2111.07783.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,12 @@ class DualEncoder(System):
         initial_scale: float = 1 / 0.07
         initial_bias: float | None = None  # SigLIP's; None: no bias
         stream: str = "image"
+        compared: Literal["pooled", "features"] = "pooled"
+
+        @property
+        def media_width(self) -> int:
+            """The width of what the media tower compares, before projection."""
+            return self.media.pooled_width if self.compared == "pooled" else self.media.output_width
 
         def build(self) -> DualEncoder:
             return DualEncoder(self)
@@ -63,9 +70,9 @@ class DualEncoder(System):
         self.media_projection: nn.Module = nn.Identity()
         self.text_projection: nn.Module = nn.Identity()
         if config.embedding_width is not None:
-            self.media_projection = nn.Linear(config.media.pooled_width, config.embedding_width, bias=False)
+            self.media_projection = nn.Linear(config.media_width, config.embedding_width, bias=False)
             self.text_projection = nn.Linear(config.text.output_width, config.embedding_width, bias=False)
-            nn.init.normal_(self.media_projection.weight, std=config.media.pooled_width**-0.5)
+            nn.init.normal_(self.media_projection.weight, std=config.media_width**-0.5)
             nn.init.normal_(self.text_projection.weight, std=config.text.output_width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
         self.logit_bias: nn.Parameter | None = None
@@ -80,8 +87,12 @@ class DualEncoder(System):
         """A side that the batch does not hold is left out, so either tower runs alone."""
         embeddings = {}
         if self.config.stream in batch.media:
-            pooled = self.media.pool(batch.media[self.config.stream].units)
-            embeddings["media"] = F.normalize(self.media_projection(pooled), dim=-1)
+            if self.config.compared == "pooled":
+                compared = self.media.pool(batch.media[self.config.stream].units)
+            else:
+                features = self.encode(batch) if media is None else media
+                compared = features[self.config.stream].values
+            embeddings["media"] = F.normalize(self.media_projection(compared), dim=-1)
         if batch.main.tokens.numel():
             embeddings["text"] = F.normalize(self.text_projection(self.text(batch.main)), dim=-1)
         return SystemOutput(embeddings=embeddings)

@@ -34,6 +34,7 @@ from weft.training.stage_loop import StageLoop, record
 from weft.training.taking import take
 
 _LOG_LINE_SECONDS = 10.0
+_STEPS_AHEAD = 4
 
 
 class Trainer:
@@ -209,6 +210,7 @@ class Trainer:
             micro_batch_size=stage.micro_batch_size or stage.batch_size,
             start=first,
             stop=steps,
+            ahead=0 if self.device.type == "cpu" else _STEPS_AHEAD,
         )
         validation = self._validation(stage, processor, assemble, whole=not objective.additive)
         with stream:

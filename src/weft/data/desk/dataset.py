@@ -10,6 +10,8 @@ from weft.core.conversation import Conversation
 from weft.data.boxes import BinnedBoxes, FractionBoxes
 from weft.data.dataset import Dataset
 from weft.data.desk.blind import without_pictures
+from weft.data.desk.phrases import PHRASES, phrase_conversation
+from weft.data.desk.scene import MAX_DIGITS
 from weft.data.desk.world import Desk
 
 
@@ -17,7 +19,8 @@ class DeskConversations(Dataset):
     """Conversations of a desk without end; `epoch` says how many make one by convention.
 
     `kind` is "dialogue" (a picture and several turns), "blind" (the same dialogue without its picture: what a text-only
-    baseline may learn from), "text" (the scene written out instead of drawn) or "caption" (a picture and a caption).
+    baseline may learn from), "text" (the scene written out instead of drawn), "caption" (a picture and a caption) or "phrases"
+    (`PHRASES` conversations in a row each name one thing of one picture; the first holds the picture, and all its group).
     """
 
     endless: ClassVar[bool] = True
@@ -25,11 +28,14 @@ class DeskConversations(Dataset):
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
         split: Literal["train", "validation", "test"] = "train"
-        kind: Literal["dialogue", "blind", "text", "caption"] = "dialogue"
+        kind: Literal["dialogue", "blind", "text", "caption", "phrases"] = "dialogue"
         seed: int = 0
         num_turns: int = 8
+        conversations_per_scene: int = 1
         mix: Mapping[str, float] = field(default_factory=dict)  # weight by question type; empty: every type equally
         canvas: int = 64
+        min_digits: int = 1
+        max_digits: int = MAX_DIGITS
         boxes: FractionBoxes | BinnedBoxes = BinnedBoxes()
         epoch: int = 100_000
 
@@ -41,10 +47,13 @@ class DeskConversations(Dataset):
         self.desk = Desk(
             config.split,
             config.seed,
-            kind="dialogue" if config.kind == "blind" else config.kind,
+            kind="text" if config.kind == "text" else "caption" if config.kind == "caption" else "dialogue",
             num_turns=config.num_turns,
+            conversations_per_scene=config.conversations_per_scene,
             mix=config.mix or None,
             canvas=config.canvas,
+            min_digits=config.min_digits,
+            max_digits=config.max_digits,
             render=config.boxes.render,
         )
 
@@ -52,5 +61,7 @@ class DeskConversations(Dataset):
         return self.config.epoch
 
     def __getitem__(self, index: int) -> Conversation:
+        if self.config.kind == "phrases":
+            return phrase_conversation(self.desk, *divmod(index, PHRASES), self.config.canvas)
         conversation = self.desk[index]
         return without_pictures(conversation, self.config.boxes.render) if self.config.kind == "blind" else conversation

@@ -108,7 +108,9 @@ def layout_class(layout: tuple[Box, ...]) -> int:
     return sum(round(x * GRID / STEP) + round(y * GRID / STEP) for x, y, _, _ in layout) % _NUM_LAYOUT_CLASSES
 
 
-def sample_scene(dice: Dice, split: Split, max_digits: int = MAX_DIGITS, max_shapes: int = MAX_SHAPES) -> Scene:
+def sample_scene(
+    dice: Dice, split: Split, max_digits: int = MAX_DIGITS, max_shapes: int = MAX_SHAPES, min_digits: int = 1
+) -> Scene:
     """A scene of the split's own scans and of the split's own layouts.
 
     Train, validation and test draw layouts of different `layout_class`, so no layout can be shared, however long a
@@ -116,12 +118,13 @@ def sample_scene(dice: Dice, split: Split, max_digits: int = MAX_DIGITS, max_sha
 
     Raises: DataError where more digits are asked for than there are places.
     """
-    if not 1 <= max_digits <= MAX_DIGITS or not 0 <= max_shapes <= MAX_SHAPES:
+    if not 1 <= min_digits <= max_digits <= MAX_DIGITS or not 0 <= max_shapes <= MAX_SHAPES:
         raise DataError(
-            f"a scene has 1 to {MAX_DIGITS} digits and 0 to {MAX_SHAPES} shapes, got at most {max_digits} and {max_shapes}"
+            f"a scene has 1 to {MAX_DIGITS} digits and 0 to {MAX_SHAPES} shapes, "
+            f"got {min_digits} to {max_digits} and at most {max_shapes}"
         )
     scans, pool = all_scans(), scans_by_value(split)
-    chosen = [dice.choice(pool[dice.integer(0, 10)]) for _ in range(dice.integer(1, max_digits + 1))]
+    chosen = [dice.choice(pool[dice.integer(0, 10)]) for _ in range(dice.integer(min_digits, max_digits + 1))]
     num_shapes = dice.integer(0, max_shapes + 1)
     inks = dice.sample(tuple(INKS), len(chosen))
     boxes: list[tuple[int, int, int, int]] | None = None

@@ -54,7 +54,9 @@ class Desk:
     seed: int = 0
     kind: Kind = "dialogue"
     num_turns: int = 8
+    conversations_per_scene: int = 1
     mix: Mapping[str, float] | None = None
+    min_digits: int = 1
     max_digits: int = MAX_DIGITS
     max_shapes: int = MAX_SHAPES
     canvas: int = 64
@@ -72,8 +74,14 @@ class Desk:
             asker(type)
 
     def scene(self, index: int) -> Scene:
-        """The scene of conversation `index`."""
-        return sample_scene(self._dice(_SCENE, index), self.split, self.max_digits, self.max_shapes)
+        """The scene of conversation `index`; neighbours share it where a scene has several conversations."""
+        return sample_scene(
+            self._dice(_SCENE, index // self.conversations_per_scene),
+            self.split,
+            self.max_digits,
+            self.max_shapes,
+            self.min_digits,
+        )
 
     def picture(self, index: int) -> np.ndarray:
         """The drawing of conversation `index`: (canvas, canvas, 3) uint8."""
@@ -108,7 +116,7 @@ class Desk:
         index = 0
         while len(items) < count:
             dice = self._dice(_ITEMS, index, number)
-            scene = sample_scene(dice, self.split, self.max_digits, self.max_shapes)
+            scene = sample_scene(dice, self.split, self.max_digits, self.max_shapes, self.min_digits)
             asked = left_of_mirrored(scene, dice) if type == "left_of" else (ask(scene, dice),)
             index += 1
             for question in asked or ():
