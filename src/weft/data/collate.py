@@ -18,8 +18,8 @@ Rows = Sequence[EncodedSample] | Sequence[Sequence[EncodedSample]]
 def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     """A batch of samples, one a row, or of rows of several samples; padded on the right to the longest row or to `pad_to`.
 
-    Orders and positions start at 0 in every sample; its number within the row, from 1, is its segment. A medium that several samples
-    show is one item, encoded once; its spans are as many as its places.
+    Orders and positions start at 0 in every sample; its number within the row, from 1, is its segment. A medium that several
+    samples show is one item, encoded once; its spans are as many as its places.
 
     Raises: DataError where a row is longer than `pad_to` or there is nothing to collate.
     """

@@ -75,7 +75,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, special: Sequence[str] = (), begin: str | None = None) -> Self:
-        """Train a byte-level BPE of at most `vocabulary` tokens, `special` included and first; a digit stands alone with its space.
+        """Train a byte-level BPE of at most `vocabulary` tokens, `special` included and first; a digit has a token of its own.
 
         `begin` is the special token put before every text; by default the first of `<s>`, `<|begin_of_text|>` in `special`.
 

@@ -72,8 +72,8 @@ class StepData:
 class DataStream:
     """Steps in order, from `start` to `stop`; a thread keeps up to `ahead` of them ready, or none does with `ahead` 0.
 
-    Where the step itself computes on the CPU a thread is a loss: it takes turns with the step at the interpreter's lock and keeps
-    the step's threads waiting for a core (measured on two cores: 0.19 s a step with it, 0.11 s without).
+    Where the step itself computes on the CPU a thread is a loss: it takes turns with the step at the interpreter's lock and
+    keeps the step's threads waiting for a core (measured on two cores: 0.19 s a step with it, 0.13 s without).
 
     `waited` counts the seconds that the caller spent waiting for data. Drawing, encoding and batching use no global random
     generator, so the thread never disturbs the step's.
