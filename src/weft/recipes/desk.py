@@ -10,6 +10,7 @@ from weft.core.conversation import Conversation, Media, Region, Text
 from weft.data.boxes import BinnedBoxes
 from weft.data.desk.dataset import DeskConversations
 from weft.data.desk.phrases import PHRASES
+from weft.data.desk.questions import QUESTIONS
 from weft.data.images import HALF, ImageTransform
 from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
@@ -63,7 +64,12 @@ MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9,
 
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
 
-SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
+MIX = dict.fromkeys(QUESTIONS, 1.0) | {
+    # what is learned last is asked more often, what is learned first less
+    "presence": 2.0, "largest": 2.0, "box": 2.0, "colour_of_digit": 1.5, "sum_reasoning": 1.5, "refer": 1.2,
+    "name_single": 0.8, "left_of": 0.8, "leftmost": 0.7, "rightmost": 0.7, "caption_detailed": 0.7,
+}  # fmt: skip
+SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4, "mix": MIX}
 
 
 def tokenizer(num_scenes: int = 1500) -> Tokenizer:
@@ -108,7 +114,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="phrases", split="validation", min_digits=4),
                 objective=LateInteraction.Config(),
                 batch_size=128 * PHRASES,
-                steps=steps(400),
+                steps=steps(380),
                 max_tokens=12,
                 optimizer=MUON,
                 schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.5),
@@ -124,8 +130,9 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="blind", split="validation", boxes=BOXES, **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(300),
+                steps=steps(150),
                 max_tokens=192,
+                packing=True,
                 optimizer=MUON,
                 schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.3),
             ),
@@ -144,8 +151,9 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(60),
+                steps=steps(30),
                 max_tokens=192,
+                packing=True,
                 optimizer=MUON,
                 schedule=Schedule(decay="constant", warmup=10),
             ),
@@ -159,8 +167,9 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(3300),
+                steps=steps(2900),
                 max_tokens=192,
+                packing=True,
                 optimizer=GENTLE_MUON,
                 schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.5),
             ),
