@@ -155,8 +155,7 @@ def generate_tokens(
     stops = frozenset(stop_ids)
     limit = [min(settings.max_new_tokens, room) for room in decoding.room]
     for index in itertools.count():
-        with torch.inference_mode():
-            chosen = sampler(logits, decoding.rows)
+        chosen = sampler(logits, decoding.rows)
         events = [
             TokenEvent(row, index, token, "stop" if token in stops else "length" if index + 1 >= limit[row] else None)
             for row, token in zip(decoding.rows, chosen.tolist(), strict=True)
