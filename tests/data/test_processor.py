@@ -135,8 +135,9 @@ def test_box_tokens_are_learned_and_survive_decoding():
     spoken = Conversation((user(Media(PICTURE), "Where?"), assistant(Region((0.0, 0.25, 0.5, 1.0)))))
     sample = ready.encode(spoken)
     taught = sample.targets[sample.targets != IGNORE]
-    assert taught.tolist() == [TOKENIZER.special[t] for t in ("<b00>", "<b02>", "<b04>", "<b07>", "<|end|>")]
-    assert ready.decode(taught) == BOXES.render((0.0, 0.25, 0.5, 1.0))
+    boxes = [TOKENIZER.special[t] for t in ("<b00>", "<b02>", "<b04>", "<b07>", "<|end|>")]
+    assert taught.tolist() == [*TOKENIZER.encode(" "), *boxes]  # the template's space leads every answer
+    assert ready.decode(taught) == " " + BOXES.render((0.0, 0.25, 0.5, 1.0))
 
 
 def test_a_tokenizer_without_the_box_tokens_is_refused():
@@ -192,8 +193,8 @@ def test_replies_stop_at_the_templates_end():
 
 def test_decoding_leaves_special_tokens_out():
     sample = processor().encode(ASKED)
-    assert processor().decode(sample.tokens) == "What?A cat."
-    assert processor().decode(torch.tensor(sample.targets[sample.targets != IGNORE])) == "A cat."
+    assert processor().decode(sample.tokens) == "What? A cat."
+    assert processor().decode(torch.tensor(sample.targets[sample.targets != IGNORE])) == " A cat."
 
 
 def test_a_config_survives_its_file():

@@ -24,7 +24,7 @@ WRITTEN = {
     "<|start_header_id|>assistant<|end_header_id|>\n\nA2<|eot_id|>",
     "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1<|im_end|>\n"
     "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
-    "compact": "<|user|><image>Q1<|assistant|>A1<|end|><|user|>Q2<|assistant|>A2<|end|>",
+    "compact": "<|user|><image>Q1<|assistant|> A1<|end|><|user|>Q2<|assistant|> A2<|end|>",
 }
 PROMPT_END = {
     "plain": "<image>",

@@ -52,4 +52,4 @@ def test_all_stages_train_and_the_model_answers(name, tokenizer, tmp_path):
     reply = Model(loaded.system, loaded.processor).generate(
         [Conversation((user(picture, "How many digits are there?"),))], Sampling(max_new_tokens=4)
     )[0]
-    assert 1 <= len(reply.token_ids) <= 4
+    assert len(reply.token_ids) == 4 or reply.finish_reason == "stop"

@@ -10,7 +10,6 @@ from weft.core.conversation import Conversation, Media, Region, Text
 from weft.data.boxes import BinnedBoxes
 from weft.data.desk.dataset import DeskConversations
 from weft.data.desk.phrases import PHRASES
-from weft.data.desk.questions import QUESTIONS
 from weft.data.images import HALF, ImageTransform
 from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
@@ -64,12 +63,7 @@ MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9,
 
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
 
-MIX = dict.fromkeys(QUESTIONS, 1.0) | {
-    # what is learned last is asked more often, what is learned first less
-    "presence": 2.0, "largest": 2.0, "box": 2.0, "colour_of_digit": 1.5, "sum_reasoning": 1.5, "refer": 1.2,
-    "name_single": 0.8, "left_of": 0.8, "leftmost": 0.7, "rightmost": 0.7, "caption_detailed": 0.7,
-}  # fmt: skip
-SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4, "mix": MIX}
+SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
 
 
 def tokenizer(num_scenes: int = 1500) -> Tokenizer:
@@ -114,7 +108,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="phrases", split="validation", min_digits=4),
                 objective=LateInteraction.Config(),
                 batch_size=128 * PHRASES,
-                steps=steps(380),
+                steps=steps(400),
                 max_tokens=12,
                 optimizer=MUON,
                 schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.5),
@@ -130,7 +124,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="blind", split="validation", boxes=BOXES, **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(150),
+                steps=steps(200),
                 max_tokens=192,
                 packing=True,
                 optimizer=MUON,

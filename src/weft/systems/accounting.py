@@ -129,11 +129,12 @@ def _multimodal_lm(system: MultimodalLM, sample: SampleShape, dtype: torch.dtype
 
 @run_on_meta.register
 def _dual_encoder(system: DualEncoder, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
-    units, _ = _units(sample.units[system.config.stream], dtype)
+    units, unit_item = _units(sample.units[system.config.stream], dtype)
     places = torch.arange(min(sample.text_tokens, system.config.text.context))[None]
     ones = torch.ones_like(places)
     text = TextSide(tokens=ones, order=places, segment=ones, positions=places, modality=ones * 0)
-    return [system.media_projection(system.media.pool(units)), system.text_projection(system.text(text))]
+    media = system.project_media(units, unit_item, (system.config.media.layout(),))
+    return [media, system.text_projection(system.text(text))]
 
 
 def _units(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from weft.core.batch import MultimodalBatch
 from weft.core.errors import ConfigError
@@ -83,16 +83,22 @@ class DualEncoder(System):
         media = batch.media[self.config.stream]
         return {self.config.stream: self.media(media.units, media.unit_item, media.layout)}
 
+    def project_media(
+        self, units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ...], features: MediaFeatures | None = None
+    ) -> Tensor:
+        """What is compared of media, not yet of length 1: [N, E], or [N, L, E] where features are compared."""
+        if self.config.compared == "pooled":
+            return self.media_projection(self.media.pool(units))
+        known = self.media(units, unit_item, layout) if features is None else features
+        return self.media_projection(known.values)
+
     def forward(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> SystemOutput:
         """A side that the batch does not hold is left out, so either tower runs alone."""
         embeddings = {}
         if self.config.stream in batch.media:
-            if self.config.compared == "pooled":
-                compared = self.media.pool(batch.media[self.config.stream].units)
-            else:
-                features = self.encode(batch) if media is None else media
-                compared = features[self.config.stream].values
-            embeddings["media"] = F.normalize(self.media_projection(compared), dim=-1)
+            stream = batch.media[self.config.stream]
+            known = media[self.config.stream] if media is not None else None
+            embeddings["media"] = F.normalize(self.project_media(stream.units, stream.unit_item, stream.layout, known), dim=-1)
         if batch.main.tokens.numel():
             embeddings["text"] = F.normalize(self.text_projection(self.text(batch.main)), dim=-1)
         return SystemOutput(embeddings=embeddings)
