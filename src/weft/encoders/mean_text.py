@@ -61,7 +61,8 @@ class MeanText(TextEncoder):
     def forward(self, text: TextSide) -> Tensor:
         check_single_texts(text, self.config.context, type(self).__name__)
         hidden = self.token_embedding(text.tokens) + self.position_embedding(text.positions)
-        rule = AttentionRule.bidirectional(*text.tokens.shape, text.tokens.device, valid=text.segment > 0)
+        rows, length = text.tokens.shape
+        rule = AttentionRule.bidirectional(rows, length, text.tokens.device, text.segment > 0)
         hidden = self.final_norm(run_blocks(self.blocks, hidden, BlockContext(rule)))
-        real = (text.segment > 0).unsqueeze(-1).to(hidden.dtype)
+        real = (text.segment > 0).unsqueeze(-1).to(hidden)
         return (hidden * real).sum(1) / real.sum(1).clamp_min(1)
