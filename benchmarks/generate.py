@@ -343,6 +343,7 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    where = conditions(arguments)  # before the run: it is this code that is measured, whatever is committed meanwhile
     console = Console(width=140)
     results: list[Result] = []
     for name in arguments.models:
@@ -362,7 +363,6 @@ def main() -> int:
         table.add_row(*columns(result), style=None if result.reached else "red")
     console.print(table)
     if not arguments.no_write:
-        where = conditions(arguments)
         record = {"conditions": where, "results": [asdict(result) | {"reached": result.reached} for result in results]}
         (HERE / "results").mkdir(exist_ok=True)
         (HERE / "results" / "generate.json").write_text(json.dumps(record, indent=1) + "\n")
