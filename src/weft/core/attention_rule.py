@@ -69,6 +69,18 @@ class AttentionRule:
         rule = AttentionRule(order, segment, torch.arange(tokens, device=device).expand(batch, tokens))
         return rule.assume(pattern="full", everyone_sees=True) if valid is None else rule
 
+    @staticmethod
+    def of_memory(
+        batch: int, queries: int, memory: int, device: torch.device | str = "cpu", valid: Tensor | None = None
+    ) -> AttentionRule:
+        """Every query sees the whole memory of its row; `valid` [B, M] marks the memory that exists."""
+        zero = torch.zeros((), dtype=torch.long, device=device)
+        query_order, key_order = zero.expand(batch, queries), zero.expand(batch, memory)
+        key_segment = key_order + 1 if valid is None else valid.long()
+        rule = AttentionRule(query_order, query_order + 1, keys=RuleSide(key_order, key_segment, key_order))
+        seen = valid is None and memory > 0
+        return rule.assume(pattern="full" if seen else "general", everyone_sees=seen)
+
     def assume(self, *, pattern: Pattern, everyone_sees: bool, bias: Tensor | None = None) -> Self:
         """State what the caller knows of the rule by construction, so that nobody has to look at the data.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weft.core.attention_rule import AttentionRule, RuleSide
+from weft.core.attention_rule import AttentionRule
 from weft.layers.feed_forward import FeedForward
 from weft.layers.kernels import attend
 
@@ -32,15 +32,6 @@ class AttentionPooling(nn.Module):
         query = self.query(self.probe).view(1, self.num_heads, 1, -1).expand(batch, -1, -1, -1)
         shape = (batch, length, self.num_heads, -1)
         key, value = (linear(features).view(shape).transpose(1, 2) for linear in (self.key, self.value))
-        pooled = self.output(attend(query, key, value, _all_seen(batch, length, features.device)).reshape(batch, -1))
+        rule = AttentionRule.of_memory(batch, 1, length, features.device)
+        pooled = self.output(attend(query, key, value, rule).reshape(batch, -1))
         return pooled + self.feed_forward(self.norm(pooled))
-
-
-def _all_seen(batch: int, length: int, device: torch.device) -> AttentionRule:
-    """One query that sees every key."""
-
-    def side(tokens: int) -> RuleSide:
-        zeros = torch.zeros((), dtype=torch.long, device=device).expand(batch, tokens)
-        return RuleSide(zeros, zeros + 1, zeros)
-
-    return AttentionRule(*side(1), keys=side(length)).assume(pattern="full", everyone_sees=True)
