@@ -34,10 +34,10 @@ def system(encoder=None, projector=None, language_model=None):
 
 def counted(config):
     """The cost of a picture with some text, and of the text alone."""
-    size = config.streams["image"].encoder.image_size
     seeing = on_meta(config)
     alone = on_meta(replace(config, streams={}, fusions=()))
-    return cost(seeing, SampleShape(8, {"image": (1, 3, size, size)})), cost(alone, SampleShape(8))
+    units = (1, *config.streams["image"].encoder.unit_shape)
+    return cost(seeing, SampleShape(8, {"image": units})), cost(alone, SampleShape(8))
 
 
 @pytest.mark.parametrize("cls", ENCODERS, ids=lambda cls: cls.__name__)

@@ -20,8 +20,7 @@ def build(name: str) -> ModalityEncoder:
 
 def example_units(encoder: ModalityEncoder, count: int) -> torch.Tensor:
     """Units of the shape that the encoder's config names."""
-    size = encoder.config.image_size
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(count, *encoder.config.unit_shape, generator=torch.Generator().manual_seed(1))
 
 
 def encode(encoder: ModalityEncoder, units: torch.Tensor):

@@ -46,6 +46,12 @@ class ModalityEncoder(nn.Module, ABC):
             """E, the width of `pool`'s vectors."""
             return self.output_width
 
+        @property
+        def unit_shape(self) -> tuple[int, ...]:
+            """The shape of one unit at this encoder's resolution; a picture unless the encoder says otherwise."""
+            size: int = getattr(self, "image_size")  # noqa: B009  # the interface has no such field, image encoders have
+            return (3, size, size)
+
         @abstractmethod
         def layout(self) -> MediaLayout:
             """The feature grid of one unit at this encoder's resolution."""
