@@ -99,7 +99,7 @@ def grid_of(layout: MediaLayout, num_tokens: int) -> tuple[int, int]:
 
     Raises: AttentionError for tokens that stand for no places, such as a resampler's queries.
     """
-    if layout.frames == 1 and num_tokens > 0 and layout.positions % num_tokens == 0:
+    if layout.num_units == 1 and num_tokens > 0 and layout.positions % num_tokens == 0:
         factor = math.isqrt(layout.positions // num_tokens)
         if factor**2 * num_tokens == layout.positions and layout.height % factor == 0 and layout.width % factor == 0:
             return layout.height // factor, layout.width // factor
