@@ -11,8 +11,8 @@ class MediaLayout:
     """The feature grid of one medium: what `InputProjector.Config.num_tokens` needs and nothing else.
 
     Units: `height` and `width` count feature positions per unit (patches), `frames` counts units in time. A picture that was
-    cut into `tile_rows` x `tile_columns` tiles has one unit for each, row by row, and where `thumbnail` says so one of the whole
-    picture before or behind them; `picture_size` is the original's (width, height) in pixels, known where tiles were cut.
+    cut into `tile_rows` x `tile_columns` tiles has one unit for each, row by row, and where `thumbnail` says so one of the
+    whole picture before or behind them; `picture_size` is the original's (width, height) in pixels, known where tiles were cut.
     """
 
     height: int
