@@ -15,6 +15,7 @@ from weft.checkpoints.rules import (
     concatenate,
     pad_rows,
     permute_rows,
+    read_only,
     rename,
     shift,
     split,
@@ -165,6 +166,25 @@ def test_spellings_are_tried_until_the_table_knows_the_key():
     assert set(table.to_weft({"head": numbers(1)})) == {"head"}
     with pytest.raises(CheckpointError, match=r"model\.x and x are two spellings of one key"):
         table.to_weft({"model.x": numbers(1), "x": numbers(1)})
+
+
+def test_read_only_rules_read_another_spelling_and_never_write_it():
+    """A spelling may differ by a name in the middle, or by how tensors are grouped."""
+    older = read_only(split("mlp.in", ("gate", "up")), rename("attention.attention.query", "query"))
+    table = KeyMap((rename("mlp.gate", "gate"), rename("mlp.up", "up"), rename("attention.q_proj", "query"), *older))
+    table = KeyMap.join(table.under("model.", "tower."))
+    ours = {"tower.gate.weight": numbers(2, 2), "tower.up.weight": numbers(2, 2) + 4, "tower.query.bias": numbers(2)}
+    written = table.from_weft(ours)
+    assert set(written) == {"model.mlp.gate.weight", "model.mlp.up.weight", "model.attention.q_proj.bias"}
+    spelled = {"model.mlp.in.weight": numbers(4, 2), "model.attention.attention.query.bias": numbers(2)}
+    for upstream in (written, spelled):
+        found = table.to_weft(upstream)
+        assert found.keys() == ours.keys() and all(torch.equal(found[key], ours[key]) for key in ours)
+    model = nn.Module()
+    model.query = nn.Linear(2, 2, bias=False)
+    both = {name: numbers(2, 2) for name in ("attention.q_proj.weight", "attention.attention.query.weight")}
+    with pytest.raises(CheckpointError, match=r"all become the model's query\.weight"):
+        KeyMap((rename("attention.q_proj", "query"), *older)).load(model, both)
 
 
 def test_a_dropped_key_needs_a_reason_and_is_reported_with_it():

@@ -70,7 +70,7 @@ class KeyMap:
 
     `drop` maps source patterns to the reason why they are not used; it goes before the rules. `spellings` are prefix rewrites
     (old, new) that turn other accepted spellings of the source into this one: they are tried in order until the key is one
-    that the table knows.
+    that the table knows. A spelling that differs by more than a prefix has `read_only` rules of its own.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class KeyMap:
             if len({frozenset(placeholders(name)) for name in (*rule.sources, *rule.targets)}) > 1:
                 raise ConfigError(f"a rule binds different indices on its two ends: {rule.sources} and {rule.targets}")
         self._sources = compile_patterns([rule.sources for rule in self.rules])
-        self._targets = compile_patterns([rule.targets for rule in self.rules])
+        self._targets = compile_patterns([() if rule.read_only else rule.targets for rule in self.rules])
         self._drop = [(re.compile(expression(pattern)), reason) for pattern, reason in self.drop.items()]
 
     @staticmethod

@@ -35,6 +35,7 @@ class Rule:
     """Tensors named by `sources` become those named by `targets` through `forward`, and back through `backward`.
 
     Build one with `rename`, `split`, `concatenate`, `transpose`, `squeeze`, `permute_rows`, `take_rows` or `pad_rows`.
+    `read_only` rules stand for another spelling of the source: they are never used on the way back.
     """
 
     sources: tuple[str, ...]
@@ -42,11 +43,17 @@ class Rule:
     forward: Transform = _unchanged
     backward: Transform = _unchanged
     index: Index | None = None
+    read_only: bool = False
 
     def under(self, source: str, target: str) -> Rule:
         """The same rule with prefixes before its names."""
         sources, targets = (source + s for s in self.sources), (target + t for t in self.targets)
         return replace(self, sources=tuple(sources), targets=tuple(targets))
+
+
+def read_only(*rules: Rule) -> tuple[Rule, ...]:
+    """The rules as another spelling of the source, which is read and never written."""
+    return tuple(replace(rule, read_only=True) for rule in rules)
 
 
 def rename(source: str, target: str, index: Index | None = None) -> Rule:
