@@ -15,7 +15,8 @@ from weft.layers.slots import BlockContext
 class Attention(nn.Module):
     """Self-attention with grouped key and value heads, optional rotary positions and query/key norms.
 
-    Shapes: hidden [B, T, D] -> [B, T, D]. `layer` is the block's index, the cache's address.
+    Shapes: hidden [B, T, D] -> [B, T, D]. `layer` is the block's index, the cache's address. `key_bias` None: as `input_bias`;
+    it shifts all scores of a query alike and changes nothing, so some models leave it out.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Attention(nn.Module):
         *,
         layer: int = 0,
         input_bias: bool = True,
+        key_bias: bool | None = None,
         output_bias: bool = True,
         head_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
@@ -37,9 +39,9 @@ class Attention(nn.Module):
         self.layer = layer
         inner, inner_kv = self.num_heads * self.head_width, self.num_key_value_heads * self.head_width
         self.query = nn.Linear(width, inner, bias=input_bias)
-        self.key = nn.Linear(width, inner_kv, bias=input_bias)
+        self.key = nn.Linear(width, inner_kv, bias=input_bias if key_bias is None else key_bias)
         self.value = nn.Linear(width, inner_kv, bias=input_bias)
-        self.output = nn.Linear(inner, width, bias=output_bias)
+        self.output: nn.Module = nn.Linear(inner, width, bias=output_bias)
         self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
 

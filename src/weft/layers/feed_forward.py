@@ -57,7 +57,7 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         self.gate = nn.Linear(width, hidden_width, bias=bias)
         self.up = nn.Linear(width, hidden_width, bias=bias)
-        self.down = nn.Linear(hidden_width, width, bias=bias)
+        self.down: nn.Module = nn.Linear(hidden_width, width, bias=bias)
         self.activation = activation(activation_name)
 
     def forward(self, hidden: Tensor) -> Tensor:
