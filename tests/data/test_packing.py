@@ -24,7 +24,7 @@ def sample(length: int, number: int, num_media: int = 0) -> EncodedSample:
     modality = np.zeros(length, dtype=np.int64)
     modality[1 : 1 + 2 * num_media] = 1
     media = [
-        EncodedMedium(np.full((2, 2, 3), 10 * number + i, np.uint8), TRANSFORM, MediaLayout(1, 2), ((0, 1 + 2 * i, 2),))
+        EncodedMedium(np.full((1, 2, 2, 3), 10 * number + i, np.uint8), TRANSFORM, MediaLayout(1, 2), ((0, 1 + 2 * i, 2),))
         for i in range(num_media)
     ]
     return EncodedSample(tokens, targets, modality, {"image": tuple(media)} if media else {}, str(number), "set", "g")

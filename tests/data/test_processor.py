@@ -62,7 +62,7 @@ def test_a_medium_takes_the_systems_positions_and_its_pixels_wait_beside():
         TOKENIZER.special[t] for t in ("<s>", "<|user|>", "<image>", "<image>", "<image>")
     ] + [TOKENIZER.encode("What?")[0]]
     assert sample.modality.tolist() == [0, 0, 1, 1, 1] + [0] * (len(sample) - 5)
-    assert medium.pixels is PICTURE, "an array of the right size is not copied"
+    assert np.shares_memory(medium.units, PICTURE), "an array of the right size is not copied"
     assert (sample.id, sample.source) == ("4", "set")
 
 
@@ -76,7 +76,7 @@ def test_two_images_keep_their_order():
     black = np.zeros((8, 8, 3), dtype=np.uint8)
     spoken = Conversation((user(Media(PICTURE), "and", Media(black), "?"), assistant("Yes.")))
     first, second = processor().encode(spoken).media["image"]
-    assert (first.pixels[0, 0, 0], second.pixels[0, 0, 0]) == (255, 0)
+    assert (first.units[0, 0, 0, 0], second.units[0, 0, 0, 0]) == (255, 0)
     assert (first.spans, second.spans) == (((0, 2, 3),), ((0, 5, 3),))
 
 

@@ -72,7 +72,7 @@ class _Stream:
     def add(self, item: EncodedMedium, row: int, start: int, sample: int) -> None:
         number = len(self.items)
         if item.spans:  # without a place in the text a medium belongs to its sample alone
-            number = self.known.setdefault(item.pixels.tobytes(), number)
+            number = self.known.setdefault(item.units.tobytes(), number)
         for offset, position, length in item.spans:
             self.spans.append((number, offset, row, start + position, length))
         if number == len(self.items):
@@ -82,11 +82,11 @@ class _Stream:
     def batch(self) -> MediaBatch:
         transform = self.items[0].transform
         if any(item.transform != transform for item in self.items):
-            raise DataError("the samples of a batch come from processors with different image transforms")
+            raise DataError("the samples of a batch come from processors with different transforms")
         layout: tuple[MediaLayout, ...] = tuple(item.layout for item in self.items)
         return MediaBatch(
-            units=transform.normalise([item.pixels for item in self.items]),
-            unit_item=torch.arange(len(self.items)),
+            units=transform.normalise([unit for item in self.items for unit in item.units]),
+            unit_item=torch.arange(len(self.items)).repeat_interleave(torch.tensor([len(item.units) for item in self.items])),
             layout=layout,
             spans=torch.tensor(self.spans, dtype=torch.long).reshape(-1, 5),
             item_sample=torch.tensor(self.item_sample, dtype=torch.long),

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weft.core.layout import MediaLayout
-from weft.data.images import ImageTransform
+from weft.data.media_transform import MediaTransform
 
 
 @dataclass(frozen=True)
 class EncodedMedium:
     """One medium of a sample.
 
-    Shapes: `pixels` (size, size, 3) uint8, normalised by `transform` once the batch is made. `spans` holds the runs of
-    positions (offset in the medium, start in the sample, length); none where the text has no place for media.
+    Shapes: `units` [num_units, ...] (pictures: (1, size, size, 3) uint8), normalised by `transform` once the batch is made.
+    `spans` holds the runs of positions (offset in the medium, start in the sample, length); none where the text has no place
+    for media.
     """
 
-    pixels: np.ndarray
-    transform: ImageTransform
+    units: np.ndarray
+    transform: MediaTransform
     layout: MediaLayout
     spans: tuple[tuple[int, int, int], ...] = ()
 

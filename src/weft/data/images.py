@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from weft.core import config
 from weft.core.errors import DataError
+from weft.core.layout import MediaLayout
+from weft.data.media_transform import MediaTransform, OpenedMedium
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,7 +51,7 @@ def open_image(source: Any, name: str | None = None) -> Image.Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTransform(config.Config):
+class ImageTransform(MediaTransform):
     """How one picture becomes [3, size, size] float values.
 
     `resize`: "shortest" scales the shorter side to `size` and crops the centre (CLIP), "direct" ignores the aspect (SigLIP).
@@ -62,6 +63,17 @@ class ImageTransform(config.Config):
     pad_to_square: bool = False
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def unit_shape(self) -> tuple[int, int, int]:
+        return (3, self.size, self.size)
+
+    def open(self, source: Any, unit: MediaLayout) -> OpenedMedium:
+        """One unit of pixels; an array of the final size is taken as it is."""
+        if isinstance(source, np.ndarray) and source.shape == (self.size, self.size, 3):
+            return OpenedMedium(self.pixels(source)[None], unit, (self.size, self.size))
+        image = open_image(source)
+        return OpenedMedium(self.pixels(image)[None], unit, image.size)
 
     def pixels(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The picture at its final size, before normalisation: (size, size, 3) uint8.

@@ -16,7 +16,7 @@ from weft.core.interfaces import System
 from weft.core.layout import MediaLayout
 from weft.data.boxes import BinnedBoxes, FractionBoxes
 from weft.data.encoded_sample import EncodedMedium, EncodedSample
-from weft.data.images import ImageTransform, open_image
+from weft.data.media_transform import MediaTransform, OpenedMedium
 from weft.data.rendering import Rendering, caption, render
 from weft.data.templates import template
 from weft.data.tokenizers import Tokenizer
@@ -37,7 +37,7 @@ class Processor:
         """`template` names a chat template; `transforms` one per stream; `boxes` how regions are written."""
 
         template: str = "vicuna_v1"
-        transforms: Mapping[str, ImageTransform] = field(default_factory=dict)
+        transforms: Mapping[str, MediaTransform] = field(default_factory=dict)
         boxes: FractionBoxes | BinnedBoxes = FractionBoxes()
 
         def build(self, tokenizer: Tokenizer, system: System.Config) -> Processor:
@@ -229,12 +229,8 @@ class Processor:
 
     def _open(self, conversation: Conversation, medium: Media, index: int) -> _Opened:
         stream = self._stream(medium.stream)
-        source = medium.source
         try:
-            if isinstance(source, np.ndarray) and source.shape == (stream.transform.size, stream.transform.size, 3):
-                return _Opened(stream, stream.transform.pixels(source), (source.shape[1], source.shape[0]))
-            image = open_image(source)
-            return _Opened(stream, stream.transform.pixels(image), image.size)
+            return _Opened(stream.transform, stream.transform.open(medium.source, stream.layout))
         except DataError as error:
             raise DataError(f"sample {conversation.name}, {medium.stream} {index + 1}: {error}") from None
 
@@ -244,7 +240,7 @@ class Processor:
             raise DataError(
                 f"sample {conversation.name}: a region names medium {region.media} (from 0), the conversation has {len(opened)}"
             )
-        return self.config.boxes.render(region.coordinates, opened[region.media].size if known else None)
+        return self.config.boxes.render(region.coordinates, opened[region.media].medium.size if known else None)
 
     def _stop_ids(self) -> frozenset[int]:
         ids = {self.tokenizer.end_id} if self.tokenizer.end_id is not None else set()
@@ -264,7 +260,7 @@ class Processor:
 class _Stream:
     """What the processor knows of a stream."""
 
-    transform: ImageTransform
+    transform: MediaTransform
     layout: MediaLayout
     num_positions: int
     marker: str
@@ -272,14 +268,13 @@ class _Stream:
 
 
 class _Opened(NamedTuple):
-    """A medium at its final size; `size` is the original's (width, height)."""
+    """A medium and the transform that read it."""
 
-    stream: _Stream
-    pixels: np.ndarray
-    size: tuple[int, int]
+    transform: MediaTransform
+    medium: OpenedMedium
 
     def encoded(self, spans: tuple[tuple[int, int, int], ...]) -> EncodedMedium:
-        return EncodedMedium(self.pixels, self.stream.transform, self.stream.layout, spans)
+        return EncodedMedium(self.medium.units, self.transform, self.medium.layout, spans)
 
 
 class _Row(NamedTuple):

@@ -69,7 +69,7 @@ def tiny() -> Recipe:
     systems = {"contrastive": system(48), "high_resolution": system(64)}
     small = shrunk(published, systems, dict.fromkeys(systems, desk_captions()), steps=20, image_size=64)
     first, second = small.stages
-    coarse = replace(first.processor, transforms={"image": replace(first.processor.transforms["image"], size=48)})
+    coarse = replace(first.processor, transforms={"image": ImageTransform(size=48)})
     return replace(small, stages=(replace(first, processor=coarse), second))
 
 

@@ -10,6 +10,7 @@ from weft.core.interfaces import System
 from weft.data.boxes import FractionBoxes
 from weft.data.dataset import Dataset
 from weft.data.desk.dataset import DeskConversations
+from weft.data.images import ImageTransform
 from weft.data.tokenizers import Tokenizer
 from weft.training.stage import Recipe, Stage
 
@@ -29,7 +30,10 @@ def shrunk(
     """
 
     def small(stage: Stage) -> Stage:
-        transforms = {name: replace(t, size=image_size) for name, t in stage.processor.transforms.items()}
+        transforms = {
+            name: replace(t, size=image_size) if isinstance(t, ImageTransform) else t
+            for name, t in stage.processor.transforms.items()
+        }
         return replace(
             stage,
             system=systems[stage.name],

@@ -16,6 +16,7 @@ from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
 from weft.data.images import ImageTransform
+from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.templates import template
 from weft.data.tokenizers import Tokenizer
@@ -138,7 +139,9 @@ def _wrapped(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def _write_images(folder: Path, transform: ImageTransform, family: str, processor: str) -> None:
+def _write_images(folder: Path, transform: MediaTransform, family: str, processor: str) -> None:
+    if not isinstance(transform, ImageTransform):
+        raise CheckpointError(f"this layout holds pictures, the processor's transform is a {transform.part_name}")
     side = {"height": transform.size, "width": transform.size}
     shortest = transform.resize == "shortest"
     settings = {

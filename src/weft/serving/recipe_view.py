@@ -54,7 +54,7 @@ def sample_of(stage: Stage, text_tokens: int) -> SampleShape:
     else:
         streams = list(system.streams) if isinstance(system, MultimodalLM.Config) else []
     room = min(text_tokens, system.context)
-    return SampleShape(room, {name: (1, 3, transforms[name].size, transforms[name].size) for name in streams})
+    return SampleShape(room, {name: (1, *transforms[name].unit_shape) for name in streams})
 
 
 def _tree(recipe: Recipe, system: System) -> Tree:
