@@ -15,13 +15,14 @@ def layer_and_inputs(**options):
     return layer, torch.randn(3, 4, 12), torch.randn(3, 5, 20)
 
 
-def by_hand(layer, queries, memory):
+def by_hand(layer, queries, memory, position=0.0):
     """One row, head by head: softmax(q k / sqrt(d)) v."""
-    q, k, v = layer.query(queries), layer.key(memory), layer.value(memory)
+    q, k, v = layer.query(queries), layer.key(memory + position), layer.value(memory)
     d = layer.head_width
     heads = []
     for start in range(0, layer.num_heads * d, d):
         qh, kh, vh = (x[:, start : start + d] for x in (q, k, v))
+        qh, kh = layer.query_norm(qh), layer.key_norm(kh)
         heads.append(torch.softmax(qh @ kh.T / d**0.5, dim=-1) @ vh)
     return layer.output(torch.cat(heads, dim=-1))
 
@@ -68,10 +69,22 @@ def test_gradients_stay_finite_and_padding_gets_none(kernel):
     assert all(torch.isfinite(parameter.grad).all() for parameter in layer.parameters())
 
 
+def test_head_norms_and_positions_of_the_memory_touch_what_they_say():
+    layer, queries, memory = layer_and_inputs(head_norm=torch.nn.LayerNorm)
+    for norm in (layer.query_norm, layer.key_norm):
+        torch.nn.init.normal_(norm.weight)
+    position = torch.randn(1, 5, 20)
+    found = layer(queries, memory, VALID, position)
+    for row in range(2):
+        seen = VALID[row]
+        expected = by_hand(layer, queries[row], memory[row][seen], position[0, seen])
+        torch.testing.assert_close(found[row], expected, **TOLERANCE)
+
+
 def test_each_bias_can_be_left_out():
     for name in ("query", "key", "value", "output"):
         layer, *_ = layer_and_inputs(**{f"{name}_bias": False})
-        assert [child for child, linear in layer.named_children() if linear.bias is None] == [name]
+        assert [child for child, part in layer.named_children() if getattr(part, "bias", 0) is None] == [name]
 
 
 def test_it_runs_in_bfloat16():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from weft.core.layout import MediaLayout
@@ -14,13 +15,37 @@ class MediaFeatures:
     """Features of N media units.
 
     Shapes: `values` [N, L, C]; `valid` [N, L] bool or None when every position is real; `unit_item` [N] the item that a unit
-    belongs to, ascending; `layout` one entry per item.
+    belongs to, ascending; `layout` one entry per item; `instruction` [items, T] the tokens of what is asked about an item, -1
+    behind their end, for the projectors that read it.
     """
 
     values: Tensor
     unit_item: Tensor
     layout: tuple[MediaLayout, ...]
     valid: Tensor | None = None
+    instruction: Tensor | None = None
+
+    def unit_place(self) -> Tensor:
+        """The place of every unit among those of its item, from 0: [N]."""
+        count = torch.arange(len(self.unit_item), device=self.unit_item.device)
+        return count - torch.searchsorted(self.unit_item, self.unit_item)
+
+    def by_item(self) -> tuple[Tensor, Tensor | None]:
+        """The features of each item's units one after another, and which of them are real (None: all).
+
+        Shapes: values [items, M, C], valid [items, M], with M the features of the item that has most units.
+        """
+        num_units = [layout.num_units for layout in self.layout]
+        items, most = len(num_units), max(num_units, default=0)
+        length, width = self.values.shape[1:]
+        if min(num_units, default=0) == most:
+            valid = None if self.valid is None else self.valid.view(items, most * length)
+            return self.values.reshape(items, most * length, width), valid
+        place = (self.unit_item, self.unit_place())
+        values = self.values.new_zeros(items, most, length, width).index_put(place, self.values)
+        real = torch.ones(self.values.shape[:2], dtype=torch.bool, device=values.device) if self.valid is None else self.valid
+        valid = real.new_zeros(items, most, length).index_put(place, real)
+        return values.flatten(1, 2), valid.flatten(1, 2)
 
 
 @dataclass(frozen=True)

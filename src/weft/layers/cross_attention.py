@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from weft.core.attention_rule import AttentionRule
@@ -27,6 +29,7 @@ class CrossAttention(nn.Module):
         key_bias: bool = True,
         value_bias: bool = True,
         output_bias: bool = True,
+        head_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -36,12 +39,22 @@ class CrossAttention(nn.Module):
         self.key = nn.Linear(memory_width, inner, bias=key_bias)
         self.value = nn.Linear(memory_width, inner, bias=value_bias)
         self.output = nn.Linear(inner, width, bias=output_bias)
+        self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
+        self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
 
-    def forward(self, queries: Tensor, memory: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self, queries: Tensor, memory: Tensor, valid: Tensor | None = None, memory_position: Tensor | None = None
+    ) -> Tensor:
+        """`memory_position` (broadcast to memory) is added to what the keys are made of, not to what the values are."""
         batch, tokens, _ = queries.shape
-        query, key, value = (
-            linear(x).view(batch, x.shape[1], self.num_heads, self.head_width).transpose(1, 2)
-            for linear, x in ((self.query, queries), (self.key, memory), (self.value, memory))
-        )
+        addressed = memory if memory_position is None else memory + memory_position
+        query = self.query_norm(self._heads(self.query(queries)))
+        key = self.key_norm(self._heads(self.key(addressed)))
         rule = AttentionRule.of_memory(batch, tokens, memory.shape[1], memory.device, valid)
-        return self.output(attend(query, key, value, rule).transpose(1, 2).reshape(batch, tokens, -1))
+        mixed = attend(query, key, self._heads(self.value(memory)), rule)
+        return self.output(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """Shapes: [B, T, heads * d] -> [B, heads, T, d]."""
+        batch, tokens, _ = projected.shape
+        return projected.view(batch, tokens, self.num_heads, self.head_width).transpose(1, 2)
