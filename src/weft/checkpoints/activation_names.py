@@ -10,6 +10,7 @@ TRANSFORMERS_NAMES = {
     "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
+    "squared_relu": "relu2",
 }
 
 
