@@ -38,8 +38,8 @@ def _interlaced(row: Tensor, column: Tensor) -> Tensor:
 def grid_places(side: int, trained_side: int, device: torch.device) -> Tensor:
     """The places of a class token and of the patches of a square picture, row by row: [1, 1 + side * side, 2].
 
-    The grid is stretched or squeezed to the `trained_side` patches that the frequencies were made for: a finer grid lies between
-    the trained places. The class token stands at (0, 0), where nothing is turned.
+    The grid is stretched or squeezed to the `trained_side` patches that the frequencies were made for, so the places of a finer
+    grid lie between the trained ones. The class token stands at (0, 0), where nothing is turned.
     """
     along = torch.arange(side, device=device, dtype=torch.float32) / side * trained_side
     patches = torch.cartesian_prod(along, along)
