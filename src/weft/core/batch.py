@@ -72,7 +72,8 @@ class MediaBatch(Movable):
     """The media of one stream.
 
     Shapes: `units` [N, ...] (images: [N, 3, H, W]), `unit_item` [N] ascending, `layout` one per item, `spans` [S, 5] = item,
-    offset in the item, row, start, length; `item_sample` [items] index into the batch's `samples`.
+    offset in the item, row, start, length; `item_sample` [items] index into the batch's `samples`; `instruction` [items, T]
+    the tokens of what is asked about an item, in the vocabulary of the projector that reads them, -1 behind their end.
     """
 
     units: Tensor
@@ -80,6 +81,7 @@ class MediaBatch(Movable):
     layout: tuple[MediaLayout, ...]
     spans: Tensor
     item_sample: Tensor
+    instruction: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from weft.core.batch import IGNORE, MediaBatch, MultimodalBatch, SampleRef, TextSide
 from weft.core.errors import DataError
@@ -19,7 +21,7 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     """A batch of samples, one a row, or of rows of several samples; padded on the right to the longest row or to `pad_to`.
 
     Orders and positions start at 0 in every sample; its number within the row, from 1, is its segment. A medium that several
-    samples show is one item, encoded once; its spans are as many as its places.
+    samples show is one item, encoded once, unless another instruction goes with it; its spans are as many as its places.
 
     Raises: DataError where a row is longer than `pad_to` or there is nothing to collate.
     """
@@ -65,14 +67,15 @@ class _Stream:
 
     def __init__(self) -> None:
         self.items: list[EncodedMedium] = []
-        self.known: dict[bytes, int] = {}
+        self.known: dict[tuple[bytes, bytes], int] = {}
         self.spans: list[tuple[int, int, int, int, int]] = []
         self.item_sample: list[int] = []
 
     def add(self, item: EncodedMedium, row: int, start: int, sample: int) -> None:
         number = len(self.items)
         if item.spans:  # without a place in the text a medium belongs to its sample alone
-            number = self.known.setdefault(item.units.tobytes(), number)
+            asked = b"" if item.instruction is None else item.instruction.tobytes()
+            number = self.known.setdefault((item.units.tobytes(), asked), number)
         for offset, position, length in item.spans:
             self.spans.append((number, offset, row, start + position, length))
         if number == len(self.items):
@@ -90,4 +93,13 @@ class _Stream:
             layout=layout,
             spans=torch.tensor(self.spans, dtype=torch.long).reshape(-1, 5),
             item_sample=torch.tensor(self.item_sample, dtype=torch.long),
+            instruction=self.instruction(),
         )
+
+    def instruction(self) -> Tensor | None:
+        """The items' instructions as [items, T], -1 behind their ends; None where no item has one."""
+        if all(item.instruction is None for item in self.items):
+            return None
+        none = np.zeros(0, dtype=np.int64)
+        rows = [torch.from_numpy(none if item.instruction is None else item.instruction) for item in self.items]
+        return pad_sequence(rows, batch_first=True, padding_value=-1)

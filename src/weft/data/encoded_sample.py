@@ -16,13 +16,14 @@ class EncodedMedium:
 
     Shapes: `units` [num_units, ...] (pictures: (1, size, size, 3) uint8), normalised by `transform` once the batch is made.
     `spans` holds the runs of positions (offset in the medium, start in the sample, length); none where the text has no place
-    for media.
+    for media. `instruction` [T] int64 are the tokens of what is asked about it, for the projectors that read them.
     """
 
     units: np.ndarray
     transform: MediaTransform
     layout: MediaLayout
     spans: tuple[tuple[int, int, int], ...] = ()
+    instruction: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

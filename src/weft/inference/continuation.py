@@ -71,10 +71,19 @@ def _first_difference(ours: MediaBatch | None, theirs: MediaBatch | None) -> int
             return min(left[3], right[3])
         assert ours is not None and theirs is not None
         pixels, others = ours.units[ours.unit_item == left[0]], theirs.units[theirs.unit_item == right[0]]
-        if ours.layout[left[0]] != theirs.layout[right[0]] or not torch.equal(pixels, others):
+        same = torch.equal(pixels, others) and torch.equal(_instruction(ours, left[0]), _instruction(theirs, right[0]))
+        if ours.layout[left[0]] != theirs.layout[right[0]] or not same:
             return left[3]
     rest = first[len(second) :] + second[len(first) :]
     return rest[0][3] if rest else never
+
+
+def _instruction(media: MediaBatch, item: int) -> Tensor:
+    """The tokens of an item's instruction, none where it has none."""
+    if media.instruction is None:
+        return media.spans.new_zeros(0)
+    row = media.instruction[item]
+    return row[row >= 0]
 
 
 def _part(batch: MultimodalBatch, part: slice) -> MultimodalBatch:
@@ -107,4 +116,5 @@ def _media_part(media: MediaBatch, part: slice) -> MediaBatch | None:
         layout=tuple(media.layout[item] for item in items.tolist()),
         spans=spans,
         item_sample=media.item_sample[items],
+        instruction=None if media.instruction is None else media.instruction[items],
     )

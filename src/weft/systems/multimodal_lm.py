@@ -63,11 +63,11 @@ class MultimodalLM(System):
         def build(self) -> MultimodalLM:
             return MultimodalLM(self)
 
-        def num_positions(self, stream: str) -> int:
-            """Positions that one medium of a stream takes in the text."""
+        def num_positions(self, stream: str, layout: MediaLayout | None = None) -> int:
             for fusion in self.fusions:
                 if stream in fusion.streams:
-                    return fusion.num_positions(self.streams[stream].num_tokens)
+                    layout = self.layout(stream) if layout is None else layout
+                    return fusion.num_positions(self.streams[stream].projector.num_tokens(layout))
             raise ConfigError(f"no stream {stream!r}; this system has {sorted(self.streams)}")
 
         def layout(self, stream: str) -> MediaLayout:
@@ -114,7 +114,7 @@ class MultimodalLM(System):
         tokens = {}
         for name, feature in features.items():
             projector = self.stream(name).projector
-            emitted = projector(feature)
+            emitted = projector(replace(feature, instruction=batch.media[name].instruction))
             promised = sum(projector.config.num_tokens(layout) for layout in feature.layout)
             if len(emitted.values) != promised:
                 raise MediaTokenMismatch(
