@@ -16,8 +16,8 @@ from weft.core.errors import CheckpointError
 class CheckpointFormat:
     """One upstream layout; a module of this room that holds one joins by existing.
 
-    `model_types` are the values of `model_type` in the upstream `config.json`; `tiny` gives configs for contract tests, each
-    with a `build()`; `key_map`, `read_config` and `write_config` belong to the same Weft config.
+    `model_types` are the values of `model_type` in the upstream `config.json` (timm: `architecture`); `tiny` gives configs
+    for contract tests, each with a `build()`; `key_map`, `read_config` and `write_config` belong to the same Weft config.
     """
 
     name: str
@@ -40,11 +40,11 @@ def checkpoint_formats() -> dict[str, CheckpointFormat]:
 
 
 def format_of(config: Mapping[str, Any], where: str) -> CheckpointFormat:
-    """The format that reads an upstream config, by its `model_type`.
+    """The format that reads an upstream config, by its `model_type` or, in timm's files, its `architecture`.
 
     Raises: CheckpointError for a type that no module of this room reads.
     """
-    kind = config.get("model_type")
+    kind = config.get("model_type", config.get("architecture"))
     formats = checkpoint_formats()
     for candidate in formats.values():
         if kind in candidate.model_types:
