@@ -46,7 +46,7 @@ class FourPositions(System.Config):
     def build(self) -> System:
         raise AssertionError("the processor needs a system's config, never the system")
 
-    def num_positions(self, stream: str) -> int:
+    def num_positions(self, stream: str, layout: MediaLayout | None = None) -> int:
         return NUM_POSITIONS
 
     def layout(self, stream: str) -> MediaLayout:

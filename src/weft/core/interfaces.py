@@ -214,8 +214,8 @@ class System(nn.Module, ABC):
         def build(self) -> System: ...
 
         @abstractmethod
-        def num_positions(self, stream: str) -> int:
-            """Positions that one medium of a stream takes in the text."""
+        def num_positions(self, stream: str, layout: MediaLayout | None = None) -> int:
+            """Positions that one medium of a stream takes in the text; without a layout, at the encoder's own resolution."""
 
         @abstractmethod
         def layout(self, stream: str) -> MediaLayout:

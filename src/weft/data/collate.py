@@ -67,7 +67,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self.items: list[EncodedMedium] = []
-        self.known: dict[tuple[bytes, bytes], int] = {}
+        self.known: dict[tuple[MediaLayout, bytes, bytes], int] = {}
         self.spans: list[tuple[int, int, int, int, int]] = []
         self.item_sample: list[int] = []
 
@@ -75,7 +75,7 @@ class _Stream:
         number = len(self.items)
         if item.spans:  # without a place in the text a medium belongs to its sample alone
             asked = b"" if item.instruction is None else item.instruction.tobytes()
-            number = self.known.setdefault((item.units.tobytes(), asked), number)
+            number = self.known.setdefault((item.layout, item.units.tobytes(), asked), number)
         for offset, position, length in item.spans:
             self.spans.append((number, offset, row, start + position, length))
         if number == len(self.items):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ class Processor:
         opened = [self._open(conversation, medium, i) for i, medium in enumerate(conversation.media())]
         markers = {name: stream.marker for name, stream in self._streams.items()}
         written = render(conversation, self.template, markers, lambda r: self._region(conversation, r, opened), reply)
-        row = self._tokens(conversation, written)
+        row = self._tokens(conversation, written, [medium.num_positions for medium in opened])
         length = len(row.tokens)
         if max_tokens is not None and length > max_tokens:
             length = self._cut(conversation, row, max_tokens, reply)
@@ -134,8 +134,8 @@ class Processor:
             raise ConfigError(f"template {self.template.name!r} ends texts with an end token and the tokenizer has none")
         return [self.tokenizer.end_id]
 
-    def _tokens(self, conversation: Conversation, written: Rendering) -> _Row:
-        """Encode the text around the media and put every medium's positions in."""
+    def _tokens(self, conversation: Conversation, written: Rendering, positions: Sequence[int]) -> _Row:
+        """Encode the text around the media and give each medium its number of positions."""
         text = written.text
         self._check_markers(conversation, written, text)
         ids: list[int] = list(self.tokenizer.begin)
@@ -163,10 +163,16 @@ class Processor:
                 learned[here:there] = True
         if not written.media:
             return _Row(tokens, learned, np.zeros_like(tokens), [])
-        return self._with_media(conversation, written, tokens, learned, at)
+        return self._with_media(conversation, written, tokens, learned, at, positions)
 
     def _with_media(
-        self, conversation: Conversation, written: Rendering, tokens: np.ndarray, learned: np.ndarray, at: list[int]
+        self,
+        conversation: Conversation,
+        written: Rendering,
+        tokens: np.ndarray,
+        learned: np.ndarray,
+        at: list[int],
+        positions: Sequence[int],
     ) -> _Row:
         standing = np.zeros(len(tokens), dtype=bool)
         standing[at] = True
@@ -181,7 +187,7 @@ class Processor:
                 "does the text hold the tokenizer's media token?"
             )
         counts = np.ones(len(tokens), dtype=np.int64)
-        counts[index] = [self._streams[medium.stream].num_positions for _, _, medium in written.media]
+        counts[index] = [positions[number] for _, number, _ in written.media]
         first = counts.cumsum() - counts
         places = [(int(first[i]), int(counts[i])) for i in index]
         return _Row(tokens.repeat(counts), learned.repeat(counts), standing.repeat(counts).astype(np.int64), places)
@@ -221,7 +227,6 @@ class Processor:
             self._streams[name] = _Stream(
                 self.config.transforms[name],
                 self.system.layout(name),
-                self.system.num_positions(name),
                 marker,
                 self.tokenizer.special.get(marker),
             )
@@ -230,9 +235,10 @@ class Processor:
     def _open(self, conversation: Conversation, medium: Media, index: int) -> _Opened:
         stream = self._stream(medium.stream)
         try:
-            return _Opened(stream.transform, stream.transform.open(medium.source, stream.layout))
+            opened = stream.transform.open(medium.source, stream.layout)
         except DataError as error:
             raise DataError(f"sample {conversation.name}, {medium.stream} {index + 1}: {error}") from None
+        return _Opened(stream.transform, opened, self.system.num_positions(medium.stream, opened.layout))
 
     def _region(self, conversation: Conversation, region: Region, opened: list[_Opened]) -> str:
         known = 0 <= region.media < len(opened)
@@ -262,16 +268,16 @@ class _Stream:
 
     transform: MediaTransform
     layout: MediaLayout
-    num_positions: int
     marker: str
     marker_id: int | None
 
 
 class _Opened(NamedTuple):
-    """A medium and the transform that read it."""
+    """A medium, the transform that read it, and the positions that it takes in the text."""
 
     transform: MediaTransform
     medium: OpenedMedium
+    num_positions: int
 
     def encoded(self, spans: tuple[tuple[int, int, int], ...]) -> EncodedMedium:
         return EncodedMedium(self.medium.units, self.transform, self.medium.layout, spans)

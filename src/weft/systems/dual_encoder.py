@@ -32,10 +32,25 @@ class DualEncoder(System):
         media: ModalityEncoder.Config
         text: TextEncoder.Config
         embedding_width: int | None = None  # None: the towers' pooled vectors are compared as they are
+        projected: tuple[Literal["media", "text"], ...] = ("media", "text")  # EVA-CLIP's media tower has a head of its own
         initial_scale: float = 1 / 0.07
         initial_bias: float | None = None  # SigLIP's; None: no bias
         stream: str = "image"
         compared: Literal["pooled", "features"] = "pooled"
+
+        def __post_init__(self) -> None:
+            media, text = self.compared_width("media"), self.compared_width("text")
+            if media != text:
+                raise ConfigError(
+                    f"{self.media.part_name} is compared at width {media}, {self.text.part_name} at width {text}; set "
+                    "embedding_width to project both, or a projected side to the other's width"
+                )
+
+        def compared_width(self, side: Literal["media", "text"]) -> int:
+            """E as one side gives it."""
+            if self.embedding_width is not None and side in self.projected:
+                return self.embedding_width
+            return self.media_width if side == "media" else self.text.output_width
 
         @property
         def media_width(self) -> int:
@@ -45,7 +60,7 @@ class DualEncoder(System):
         def build(self) -> DualEncoder:
             return DualEncoder(self)
 
-        def num_positions(self, stream: str) -> int:
+        def num_positions(self, stream: str, layout: MediaLayout | None = None) -> int:
             """None: the towers meet after pooling."""
             return 0
 
@@ -67,17 +82,19 @@ class DualEncoder(System):
         self.config: Any = config
         self.media = config.media.build()
         self.text = config.text.build()
-        self.media_projection: nn.Module = nn.Identity()
-        self.text_projection: nn.Module = nn.Identity()
-        if config.embedding_width is not None:
-            self.media_projection = nn.Linear(config.media_width, config.embedding_width, bias=False)
-            self.text_projection = nn.Linear(config.text.output_width, config.embedding_width, bias=False)
-            nn.init.normal_(self.media_projection.weight, std=config.media_width**-0.5)
-            nn.init.normal_(self.text_projection.weight, std=config.text.output_width**-0.5)
+        self.media_projection = self._projection("media", config.media_width)
+        self.text_projection = self._projection("text", config.text.output_width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
         self.logit_bias: nn.Parameter | None = None
         if config.initial_bias is not None:
             self.logit_bias = nn.Parameter(torch.tensor(config.initial_bias))
+
+    def _projection(self, side: Literal["media", "text"], width: int) -> nn.Module:
+        if self.config.embedding_width is None or side not in self.config.projected:
+            return nn.Identity()
+        projection = nn.Linear(width, self.config.embedding_width, bias=False)
+        nn.init.normal_(projection.weight, std=width**-0.5)
+        return projection
 
     def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
         media = batch.media[self.config.stream]
