@@ -13,12 +13,14 @@ from weft.core.cache import Cache
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What holds for all blocks of one forward: the rule, rotary tables if any, token modality, the cache."""
+    """What holds for all blocks of one forward: the rule, rotary tables if any, token modality, the cache, and how many learned
+    queries stand before the text of every row."""
 
     rule: AttentionRule
     rotary: tuple[Tensor, Tensor] | None = None
     modality: Tensor | None = None
     cache: Cache | None = None
+    num_queries: int = 0
 
 
 class PassThrough(nn.Module):

@@ -1,0 +1,51 @@
+"""The post-norm transformer block with its three slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from weft.layers.feed_forward import activation
+from weft.layers.slots import BlockContext, PassThrough
+
+
+class PostNormFeedForward(nn.Module):
+    """norm(x + feed_forward(x)), the second half of a post-norm block: whole, because every route has a norm of its own.
+
+    Shapes: [B, T, D] -> [B, T, D].
+    """
+
+    def __init__(self, width: int, hidden_width: int, activation_name: str, norm_eps: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden_width)
+        self.down = nn.Linear(hidden_width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.activation = activation(activation_name)
+
+    def forward(self, hidden: Tensor, context: BlockContext) -> Tensor:
+        return self.norm(hidden + self.down(self.activation(self.up(hidden))))
+
+
+class PostNormBlock(nn.Module):
+    """norm(x + attention(x)), then norm(x + feed_forward(x)), with the slots of `PreNormBlock` around both.
+
+    Shapes: hidden [B, T, D] -> [B, T, D]; `memory` is carried along for the slots. Source: BERT, arXiv:1810.04805.
+    """
+
+    def __init__(self, attention: nn.Module, attention_norm: nn.Module, feed_forward: nn.Module) -> None:
+        super().__init__()
+        self.before_attention: nn.Module = PassThrough()
+        self.attention = attention
+        self.attention_norm = attention_norm
+        self.before_feed_forward: nn.Module = PassThrough()
+        self.feed_forward = feed_forward
+        self.after_block: nn.Module = PassThrough()
+
+    def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
+        hidden, memory = self.before_attention(hidden, memory, context)
+        hidden = self.attention_norm(hidden + self.attention(hidden, context))
+        hidden, memory = self.before_feed_forward(hidden, memory, context)
+        hidden = self.feed_forward(hidden, context)
+        hidden, memory = self.after_block(hidden, memory, context)
+        return hidden, memory
