@@ -129,7 +129,8 @@ def write_model(config: DualEncoder.Config) -> dict[str, Any]:
     if not (isinstance(config.media, ClipVision.Config) and isinstance(config.text, ClipText.Config)):
         parts = f"{config.media.part_name} and {config.text.part_name}"
         raise CheckpointError(f"the clip layout holds ClipVision and ClipText, this dual encoder has {parts}")
-    if config.embedding_width is None or config.initial_bias is not None:
+    both = config.embedding_width is not None and set(config.projected) == {"media", "text"}
+    if not both or config.initial_bias is not None:
         raise CheckpointError(
             "the clip layout holds two projections and no logit bias; set embedding_width, leave initial_bias out"
         )
