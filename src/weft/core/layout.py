@@ -13,6 +13,7 @@ class MediaLayout:
     Units: `height` and `width` count feature positions per unit (patches), `frames` counts units in time. A picture that was
     cut into `tile_rows` x `tile_columns` tiles has one unit for each, row by row, and where `thumbnail` says so one of the
     whole picture before or behind them; `picture_size` is the original's (width, height) in pixels, known where tiles were cut.
+    `num_samples` counts the real samples of each unit of a waveform, what follows them is padding; None where all are real.
     """
 
     height: int
@@ -22,6 +23,7 @@ class MediaLayout:
     tile_columns: int = 1
     thumbnail: Literal["none", "first", "last"] = "none"
     picture_size: tuple[int, int] | None = None
+    num_samples: int | None = None
 
     @property
     def num_tiles(self) -> int:
