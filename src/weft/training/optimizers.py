@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weft.core.errors import ConfigError, RunError
 from weft.training.adamw import AdamW
+from weft.training.gradient_clipping import AdaptiveClipping
 from weft.training.muon import Muon
 from weft.training.stage import Optimizer
 
@@ -24,6 +25,11 @@ class StageOptimizer:
         self.config = config
         self.trained = dict(trained)
         self.parameters = list(self.trained.values())
+        self.adaptive = (
+            None
+            if config.adaptive_clip is None
+            else AdaptiveClipping(self.trained, config.adaptive_clip, config.adaptive_clip_except)
+        )
         factors = _rate_factors(config, self.trained)
         chosen = set(matrices)
         self.muon = (
@@ -62,11 +68,14 @@ class StageOptimizer:
             parameter.grad = None
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to `clip_norm` together; returns their norm before."""
+        """Scale the gradients down, each unit's first if `adaptive_clip` is set, then all together; returns the norm before."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self.adaptive is not None:
+            self.adaptive.clip()
         if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm, foreach=True)
+            remaining = norm if self.adaptive is None else torch.nn.utils.get_total_norm(gradients, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, remaining, foreach=True)
         return norm
 
     def state_dict(self) -> dict[str, Any]:

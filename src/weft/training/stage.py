@@ -18,7 +18,8 @@ class Optimizer(config.Config):
     """AdamW, or Muon on the matrices of hidden layers with AdamW on the rest.
 
     `learning_rate` is AdamW's peak; `matrix_rate` Muon's. `rates` multiplies the rate of the parameters that match a pattern.
-    Weight decay leaves out parameters with fewer than two dimensions.
+    Weight decay leaves out parameters with fewer than two dimensions. `clip_norm` bounds the norm of all gradients together;
+    before it, `adaptive_clip` bounds that of each unit to a share of the unit's weights (`adaptive_clip_except`: name patterns).
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -30,6 +31,8 @@ class Optimizer(config.Config):
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
+    adaptive_clip: float | None = None
+    adaptive_clip_except: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
