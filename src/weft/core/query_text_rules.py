@@ -1,7 +1,7 @@
 """Who sees whom where learned queries and a text share a row: the three patterns of BLIP-2's first stage.
 
-A row holds K learned queries and then a text, padded behind its end; no padding sees or is seen. One pass under such a rule gives
-the numbers of the passes with cached keys that the published code runs.
+A row holds K learned queries and then a text, padded behind its end; no padding sees or is seen. One pass under such a rule
+gives the numbers of the passes with cached keys that the published code runs.
 Source: BLIP-2, arXiv:2301.12597, figure 2.
 """
 
