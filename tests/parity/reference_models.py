@@ -20,7 +20,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             scale = 0.5 if "embedding" in name and "patch" not in name else parameter[0].numel() ** -0.5
             parameter.data = noise * scale
         else:
-            parameter.data = noise * 0.2 + ("norm" in name and name.endswith("weight"))
+            parameter.data = noise * 0.2 + ("norm" in name.lower() and name.endswith("weight"))
     return model.eval()
 
 
