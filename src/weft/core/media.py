@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,13 +40,24 @@ class MediaFeatures:
         items, most = len(num_units), max(num_units, default=0)
         length, width = self.values.shape[1:]
         if min(num_units, default=0) == most:
-            valid = None if self.valid is None else self.valid.view(items, most * length)
+            valid = None if self.valid is None else self.valid.reshape(items, most * length)
             return self.values.reshape(items, most * length, width), valid
         place = (self.unit_item, self.unit_place())
         values = self.values.new_zeros(items, most, length, width).index_put(place, self.values)
         real = torch.ones(self.values.shape[:2], dtype=torch.bool, device=values.device) if self.valid is None else self.valid
         valid = real.new_zeros(items, most, length).index_put(place, real)
         return values.flatten(1, 2), valid.flatten(1, 2)
+
+    def on_grids(self, function: Callable[[Tensor, int, int], Tensor]) -> Tensor:
+        """`function(values, height, width)` of all units; units of one length may have different grids.
+
+        Shapes: values [n, L, C] of units of one grid -> [n, K, D], the same K for every grid.
+        """
+        if len({(layout.height, layout.width) for layout in self.layout}) == 1:
+            return function(self.values, self.layout[0].height, self.layout[0].width)
+        layouts = [self.layout[item] for item in self.unit_item.tolist()]
+        units = zip(self.values.split(1), layouts, strict=True)
+        return torch.cat([function(values, layout.height, layout.width) for values, layout in units])
 
 
 @dataclass(frozen=True)

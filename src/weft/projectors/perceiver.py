@@ -55,8 +55,8 @@ class Perceiver(InputProjector):
 
     All units of an item are one memory. Space has no position here (the encoder's own has to do), time has one where
     `num_frames` gives the table rows; see `TemporalEmbedding` for media with more frames.
-    The published module puts out the encoder's width, which cross-attention reads. Here a linear layer stands before the latents
-    only where `width` differs from the encoder's, and one behind them only where the language model's differs from it.
+    The published module puts out the width of the encoder, which cross-attention reads. Here a linear layer stands before the
+    latents only where `width` differs from the encoder's, and one behind them only where the language model's differs from it.
 
     Shapes: features (N, L, C) -> tokens (items * num_latents, D).
     Source: Flamingo, arXiv:2204.14198 (width 1536, 16 heads, squared ReLU; it does not say how wide a head is); sizes of

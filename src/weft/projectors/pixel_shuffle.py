@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from weft.core.errors import ConfigError
@@ -58,12 +57,7 @@ class PixelShuffle(InputProjector):
         return MediaTokens.from_units(self.down(self.activation(self.up(self.norm(merged)))), features)
 
     def merge(self, features: MediaFeatures) -> Tensor:
-        """Every unit's neighbours on channels; units of one length may have different grids."""
-        ratio = self.config.ratio
-        grids = {(layout.height, layout.width): self.config.num_tokens(layout) for layout in features.layout}
-        if len(grids) == 1:
-            ((height, width),) = grids
-            return merge_neighbours(features.values, height, width, ratio)
-        units = zip(features.values.split(1), features.unit_item.tolist(), strict=True)
-        layouts = [(values, features.layout[item]) for values, item in units]
-        return torch.cat([merge_neighbours(values, layout.height, layout.width, ratio) for values, layout in layouts])
+        """Every unit's neighbours on channels."""
+        for layout in features.layout:
+            self.config.num_tokens(layout)
+        return features.on_grids(lambda values, height, width: merge_neighbours(values, height, width, self.config.ratio))
