@@ -15,15 +15,21 @@ from weft.layers.slots import BlockContext
 
 
 def pre_norm_blocks(
-    width: int, num_layers: int, num_heads: int, feed_forward_width: int, activation: str, norm_eps: float
+    width: int,
+    num_layers: int,
+    num_heads: int,
+    feed_forward_width: int,
+    activation: str,
+    norm_eps: float,
+    key_bias: bool = True,
 ) -> nn.ModuleList:
-    """`num_layers` blocks of multi-head attention and a plain feed-forward, biases everywhere."""
+    """`num_layers` blocks of multi-head attention and a plain feed-forward, biases everywhere but, if said so, at the keys."""
     if width % num_heads:
         raise ConfigError(f"width {width} does not split into {num_heads} heads; choose a number of heads that divides it")
     return nn.ModuleList(
         PreNormBlock(
             nn.LayerNorm(width, eps=norm_eps),
-            Attention(width, num_heads, layer=layer),
+            Attention(width, num_heads, layer=layer, key_bias=key_bias),
             nn.LayerNorm(width, eps=norm_eps),
             FeedForward(width, feed_forward_width, activation),
         )
