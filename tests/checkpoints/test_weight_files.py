@@ -54,6 +54,8 @@ def test_torch_files_with_bare_tensors_are_read(tmp_path):
     assert same(WeightFiles(tmp_path), tensors())
     torch.save({"state_dict": tensors()}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert same(WeightFiles(tmp_path / "old.pt"), tensors())
+    torch.save({"model": tensors()}, tmp_path / "lavis.pth")
+    assert same(WeightFiles(tmp_path / "lavis.pth"), tensors())
 
 
 class Hostile:

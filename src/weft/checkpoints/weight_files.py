@@ -150,8 +150,9 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is cut short or no torch file ({type(error).__name__}); copy or download it again"
         ) from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for wrapper in ("state_dict", "model"):  # what training scripts and LAVIS put around the table
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} is not a table of tensors by name; export the model's state_dict alone")
     return state
