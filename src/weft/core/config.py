@@ -13,12 +13,13 @@ import importlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 from weft.core.errors import ConfigError
 
 SCHEMA_VERSION = 1
+_SHOWN = 80  # characters of a wrong value
 
 
 class Config:
@@ -75,7 +76,15 @@ def from_dict(saved: Any) -> Any:
     fields = {k: v for k, v in saved.items() if k not in ("type", "schema")}
     if unknown := sorted(set(fields) - known):
         raise ConfigError(f"{saved['type']} has no field {', '.join(unknown)}; it was written by another version of Weft")
-    return cls(**{k: from_dict(v) for k, v in fields.items()})
+    values = {k: from_dict(v) for k, v in fields.items()}
+    hints = typing.get_type_hints(cls)
+    if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
+        said = ", ".join(f"{name}={fields[name]!r}"[:_SHOWN] for name in wrong)
+        raise ConfigError(f"{saved['type']} cannot hold {said}; the file was changed or damaged")
+    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}  # type: ignore[arg-type]
+    if missing := sorted(required - set(values)):
+        raise ConfigError(f"{saved['type']} lacks {', '.join(missing)}; the file was changed or damaged")
+    return cls(**values)
 
 
 def dumps(config: Config) -> str:
@@ -93,6 +102,25 @@ def loads(text: str, where: str = "config") -> Any:
     if schema != SCHEMA_VERSION:
         raise ConfigError(f"{where} has schema {schema!r}; this version of Weft reads schema {SCHEMA_VERSION}")
     return from_dict(saved)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value may stand in a field. What containers hold is left to whoever uses it, but for plain tuples."""
+    options = typing.get_args(hint)
+    origin = typing.get_origin(hint) or hint
+    if origin is typing.Union or origin is types.UnionType:
+        return any(_fits(value, option) for option in options)
+    if origin is typing.Literal:
+        return value in options
+    if origin is tuple and options:
+        every = options[:1] * len(value) if options[1:] == (...,) and isinstance(value, tuple) else options
+        return isinstance(value, tuple) and len(value) == len(every) and all(map(_fits, value, every))
+    if hint is Any or not isinstance(origin, type):
+        return True
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if origin in (int, float):
+        return number and (origin is float or isinstance(value, int))
+    return isinstance(value, origin)
 
 
 def _find_type(name: str) -> type[Config]:
@@ -117,33 +145,64 @@ def override(config: Any, path: str, value: str) -> Any:
 
     Raises: ConfigError naming the nearest fields, or the type that was expected.
     """
-    return _replace_at(config, path.split("."), value, path)
+    return override_all(config, [(path, value)])
 
 
-def _replace_at(node: Any, steps: list[str], value: str, path: str) -> Any:
-    if not steps:
-        return _parse(value, type(node) if node is not None else Any, path)
-    step, rest = steps[0], steps[1:]
+def override_all(config: Any, settings: Iterable[tuple[str, str]]) -> Any:
+    """A copy with every (path, value) set at once, so that fields which only fit together change together.
+
+    Of two values for one path the later holds. Raises: ConfigError, as `override`.
+    """
+    return _replaced(config, [_Setting(path.split("."), value, path) for path, value in settings], Any)
+
+
+class _Setting(typing.NamedTuple):
+    steps: list[str]  # what is left of the path
+    value: str
+    path: str
+
+
+def _replaced(node: Any, settings: list[_Setting], hint: Any) -> Any:
+    if not settings:
+        return node
+    ends = [setting for setting in settings if not setting.steps]
+    if ends:
+        if len(ends) < len(settings):
+            raise ConfigError(f"{ends[0].path!r} is set as a whole and in part; leave one out")
+        return _parse(ends[-1].value, hint, ends[-1].path)
+    within: dict[Any, list[_Setting]] = {}
+    for steps, value, path in settings:
+        within.setdefault(_key(node, steps, path), []).append(_Setting(steps[1:], value, path))
+    if isinstance(node, Mapping):
+        return {key: _replaced(member, within.get(key, []), _kind(member)) for key, member in node.items()}
+    if isinstance(node, tuple | list):
+        return tuple(_replaced(member, within.get(index, []), _kind(member)) for index, member in enumerate(node))
+    hints = typing.get_type_hints(type(node))
+    new = {name: _replaced(getattr(node, name), inside, hints.get(name, Any)) for name, inside in within.items()}
+    return dataclasses.replace(node, **new)
+
+
+def _key(node: Any, steps: list[str], path: str) -> Any:
+    """Which member of a node the next step names: a field, a dictionary's key or a list's index."""
+    step = steps[0]
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         names = [f.name for f in dataclasses.fields(node) if f.init]
-        if step not in names:
-            raise _no_such(step, names, path, type(node).__qualname__)
-        if rest:
-            new = _replace_at(getattr(node, step), rest, value, path)
-        else:
-            new = _parse(value, typing.get_type_hints(type(node)).get(step, Any), path)
-        return dataclasses.replace(node, **{step: new})
-    if isinstance(node, Mapping):
-        if step not in node:
-            raise _no_such(step, list(node), path, "this mapping")
-        return {**node, step: _replace_at(node[step], rest, value, path)}
-    if isinstance(node, tuple | list):
-        names = [str(getattr(member, "name", index)) for index, member in enumerate(node)]
-        if step not in names and not (step.isdigit() and int(step) < len(node)):
-            raise _no_such(step, names, path, "this list")
-        index = names.index(step) if step in names else int(step)
-        return tuple(_replace_at(m, rest, value, path) if i == index else m for i, m in enumerate(node))
-    raise ConfigError(f"{path!r} goes on after {type(node).__name__} value; drop '.{'.'.join(steps)}'")
+        owner = type(node).__qualname__
+    elif isinstance(node, Mapping):
+        names, owner = list(node), "this mapping"
+    elif isinstance(node, tuple | list):
+        names, owner = [str(getattr(member, "name", index)) for index, member in enumerate(node)], "this list"
+        if step in names or (step.isdigit() and int(step) < len(node)):
+            return names.index(step) if step in names else int(step)
+    else:
+        raise ConfigError(f"{path!r} goes on after {type(node).__name__} value; drop '.{'.'.join(steps)}'")
+    if step not in names:
+        raise _no_such(step, names, path, owner)
+    return step
+
+
+def _kind(member: Any) -> Any:
+    return Any if member is None else type(member)
 
 
 def _no_such(step: str, names: list[str], path: str, owner: str) -> ConfigError:

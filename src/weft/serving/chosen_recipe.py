@@ -26,12 +26,13 @@ def chosen_recipe(name: str, size: str | None, tiny: bool, overrides: Iterable[s
 
 
 def with_overrides(chosen: C, overrides: Iterable[str] | None) -> C:
-    """A config with every `PATH=VALUE` applied."""
-    from weft.core.config import override
+    """A config with every `PATH=VALUE` applied, all at once."""
+    from weft.core.config import override_all
 
+    settings = []
     for text in overrides or ():
         path, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set takes PATH=VALUE, as in stages.align.steps=200; got {text!r}")
-        chosen = override(chosen, path.strip(), value.strip())
-    return chosen
+        settings.append((path.strip(), value.strip()))
+    return override_all(chosen, settings)  # type: ignore[no-any-return]
