@@ -7,7 +7,7 @@ from tiny_training import Strike, losses, recipe, tokenizer
 
 import weft.training.checkpointing as checkpointing
 import weft.training.model_folder as model_folder
-from weft.core.errors import CheckpointError, RunError
+from weft.core.errors import CheckpointError, ContextTooShort, RunError
 from weft.data.tokenizers import Tokenizer
 from weft.training.checkpointing import Checkpoints
 from weft.training.model_folder import load_weights, read_weights, write_weights
@@ -51,6 +51,39 @@ def test_a_folder_that_holds_a_run_is_refused(crashed):
     with pytest.raises(RunError, match="already holds a run; resume it with --resume, or give another folder"):
         trainer(crashed).fit()
     assert losses(crashed) == before
+
+
+@pytest.mark.parametrize("standing", [False, True], ids=["new", "with a file of the user's"])
+def test_a_run_that_fails_before_its_first_step_leaves_the_folder_free(tmp_path, standing):
+    folder = tmp_path / "run"
+    if standing:
+        folder.mkdir()
+        (folder / "log.txt").write_text("mine\n")
+    wrong = replace(recipe().stages[0], max_tokens=1)
+    with pytest.raises(ContextTooShort):
+        trainer(folder, replace(recipe(), stages=(wrong, *recipe().stages[1:])), tensorboard=True).fit()
+    if standing:
+        assert [file.name for file in folder.iterdir()] == ["log.txt"]
+        assert (folder / "log.txt").read_text().startswith("mine\n")
+    else:
+        assert not folder.exists()
+    assert trainer(folder).fit() == folder / "model"
+
+
+def test_a_run_that_fails_later_stands(tmp_path):
+    with pytest.raises(Crash):
+        trainer(tmp_path / "run", callbacks=[Strike(1, crash)]).fit()
+    assert trainer(tmp_path / "run").fit(resume=True).exists()
+
+
+def test_a_run_that_another_one_keeps_out_takes_nothing_back(tmp_path):
+    first = RunFolder(tmp_path / "run")
+    first.path.mkdir()
+    first._lock()
+    with pytest.raises(RunError, match="another process trains in"):
+        trainer(tmp_path / "run").fit()
+    assert [file.name for file in first.path.iterdir()] == [".lock"]
+    first.release()
 
 
 def test_a_folder_where_another_process_trains_is_refused(crashed):

@@ -76,6 +76,27 @@ def test_a_fault_of_a_later_stage_is_found_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("stage", {"steps": 0}, "steps must be above 0, got 0"),
+        ("stage", {"steps": None, "epochs": -1.0}, "epochs must be above 0"),
+        ("stage", {"batch_size": 0}, "batch_size must be above 0"),
+        ("stage", {"micro_batch_size": -1}, "micro_batch_size must be above 0"),
+        ("stage", {"max_tokens": 0}, "max_tokens must be above 0"),
+        ("stage", {"name": "../../elsewhere"}, "a stage's name is that of its folder"),
+        ("optimizer", {"learning_rate": -1.0}, "learning_rate must be 0 or above"),
+        ("optimizer", {"rates": {"*": math.nan}}, "must be 0 or above, got nan"),
+        ("optimizer", {"clip_norm": 0.0}, "clip_norm must be above 0"),
+        ("schedule", {"warmup": -0.5}, "warmup is a share below 1 or a number of steps"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused(part, changes, message):
+    stage = recipe().stages[0]
+    with pytest.raises(ConfigError, match=message):
+        replace(stage if part == "stage" else getattr(stage, part), **changes)
+
+
 def test_the_first_stage_has_nothing_to_take_from():
     with pytest.raises(ConfigError, match="stage 'align' is the first and has nothing to take from"):
         check_recipe(with_stage(0, takes={"tune": {"*": ""}}))

@@ -12,6 +12,8 @@ from weft.core.errors import RunError
 from weft.training.atomic import refusal, write_text_atomically
 
 METRICS = "metrics.jsonl"
+TEXT = "log.txt"
+BOARD = "tensorboard"
 
 
 class RunLog:
@@ -21,10 +23,10 @@ class RunLog:
         self.folder = folder
         try:
             self._metrics = (folder / METRICS).open("a", encoding="utf-8")
-            self._text = (folder / "log.txt").open("a", encoding="utf-8")
+            self._text = (folder / TEXT).open("a", encoding="utf-8")
         except OSError as error:
             raise RunError(refusal(folder / METRICS, error)) from error
-        self._board = _open_tensorboard(folder / "tensorboard") if tensorboard else None
+        self._board = _open_tensorboard(folder / BOARD) if tensorboard else None
         if tensorboard and self._board is None:
             self.text("tensorboard is not installed, so no events are written; pip install 'weft[train]'")
 

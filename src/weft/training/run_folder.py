@@ -14,6 +14,7 @@ from typing import IO, Any
 from weft.core import config
 from weft.core.errors import RunError
 from weft.training.atomic import atomic_folder, remove_partial, write_text_atomically
+from weft.training.logging import BOARD, METRICS, TEXT, read_metrics
 from weft.training.stage import Recipe
 
 RECIPE = "recipe.json"
@@ -29,6 +30,8 @@ class RunFolder:
         self.path = Path(path)
         self.run_id = ""
         self._held: IO[str] | None = None
+        self._older: set[str] | None = None  # what stood in the folder when `start` claimed it
+        self._made = False
 
     @property
     def checkpoints(self) -> Path:
@@ -50,15 +53,35 @@ class RunFolder:
         """
         if (self.path / RUN).exists():
             raise RunError(f"{self.path} already holds a run; resume it with --resume, or give another folder with --output")
+        self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.path} cannot be a run's folder ({error.strerror}); give another with --output") from None
         self.run_id = uuid.uuid4().hex
         run = {"id": self.run_id, "seed": seed, "tokenizer": _digest(tokenizer_text)}
+        older = {entry.name for entry in self.path.iterdir()}
         self._lock()
+        self._older = older
         write_text_atomically(self.path / RECIPE, config.dumps(recipe))
         write_text_atomically(self.path / RUN, json.dumps(run, indent=2) + "\n")  # last: with it the run exists
+
+    def abandon(self) -> None:
+        """Take back what `start` and the logs wrote where no step was taken, so that a corrected call finds the folder free.
+
+        What stood there before stays; nothing happens to a folder that `start` did not claim.
+        """
+        kept = [file for place in ("checkpoints", "stages") for file in (self.path / place).glob("*/*")]
+        if self._older is None or kept or read_metrics(self.path):
+            return
+        for name in (RUN, RECIPE, METRICS, TEXT, LOCK):
+            if name not in self._older:
+                (self.path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "stages", BOARD):
+            if name not in self._older:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+        if self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def resume(self, recipe: Recipe, seed: int, tokenizer_text: str) -> None:
         """Take up the run that stands here.

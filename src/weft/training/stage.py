@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +13,8 @@ from weft.core.errors import ConfigError, unknown_name
 from weft.core.interfaces import Objective, System
 from weft.data.dataset import Dataset
 from weft.data.processor import Processor
+
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,13 @@ class Optimizer(config.Config):
     adaptive_clip_except: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in {"learning_rate": self.learning_rate, "matrix_rate": self.matrix_rate, **self.rates}.items():
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"optimizer: the rate {name} must be 0 or above, got {value}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"optimizer: clip_norm must be above 0, got {self.clip_norm}; none clips nothing")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(config.Config):
@@ -48,6 +59,10 @@ class Schedule(config.Config):
     warmup: float = 0.03
     final: float = 0.0
     cooldown: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < math.inf:
+            raise ConfigError(f"schedule: warmup is a share below 1 or a number of steps, got {self.warmup}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +97,16 @@ class Stage(config.Config):
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ConfigError(f"stage {self.name!r} takes either steps or epochs, got steps={self.steps}, epochs={self.epochs}")
+            raise ConfigError(
+                f"stage {self.name!r} takes either steps or epochs, got steps={self.steps}, epochs={self.epochs}; "
+                "set one and the other to none"
+            )
+        for name in ("batch_size", "micro_batch_size", "steps", "epochs", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"stage {self.name!r}: {name} must be above 0, got {value}")
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(f"a stage's name is that of its folder: letters, digits, '_', '-' and '.', got {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

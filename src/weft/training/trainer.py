@@ -92,6 +92,9 @@ class Trainer:
             else:
                 self.folder.start(self.recipe, self.seed, tokenizer_text)
             self._fit_logged()
+        except Exception:
+            self.folder.abandon()
+            raise
         finally:
             self.folder.release()
             for callback in self.callbacks:
