@@ -2,9 +2,12 @@
 
 import json
 import os
+import pickle
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_model import tiny_model
 
@@ -174,6 +177,10 @@ def test_train_with_a_picture_that_is_cut_short_leaves_no_model(capsys, tmp_path
         (("train", "llava-1.5", "-o", "{tmp}/run", "--data", "{tmp}/none.json"), "none.json, which is not there"),
         (("train", "llava", "--tiny", "-o", "{tmp}/run", "--data", "nostage=x.json"), "unknown stage 'nostage'"),
         (("train", "llava", "--tiny", "-o", "{tmp}/run", "--resume"), "holds no run to resume"),
+        (("train", "llava", "--tiny", "-o", "{tmp}/run", "--device", "gpu"), "no device 'gpu' here for torch"),
+        (("train", "llava", "--tiny", "-o", "{tmp}/run", "--set", "stages.align.processor.template=vicuna"), "'vicuna_v1'"),
+        (("train", "llava", "--tiny", "-o", "{tmp}/run", "--set", "stages.align.max_tokens=10"), "media are never cut"),
+        (("train", "llava", "--tiny", "-o", "{tmp}/run", "--from", "eyes={tmp}/none"), "unknown part 'eyes'"),
         (("train", "llava", "--tiny", "-o", "{tmp}/run", "--tokenizer", "{tmp}/t.json"), "no tokenizer file"),
         (
             ("train", "clip", "--tiny", "-o", "{tmp}/run", "--set", "stages.contrastive.packing=true"),
@@ -211,6 +218,17 @@ def test_eval_prints_types_baselines_and_the_mean(capsys, model_folder, tmp_path
 )
 def test_eval_offers_the_nearest(capsys, model_folder, arguments, line):
     assert line in fails(capsys, "eval", model_folder, *arguments)
+
+
+def test_eval_leaves_the_answers_of_another_evaluation(capsys, model_folder, tmp_path):
+    arguments = ("eval", model_folder, "--no-blind", "--set", "types=count", "-o", tmp_path)
+    says(capsys, *arguments, "--set", "num_per_type=2")
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code = run([str(a) for a in (*arguments, "--set", "num_per_type=3")])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1, error  # nothing of a progress bar around it
+    assert "holds the answers of another evaluation (different: benchmark_config)" in error
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
 # chat
@@ -264,6 +282,62 @@ def test_a_weight_file_that_is_cut_short(capsys, model_folder, tmp_path):
     assert "model.safetensors" in fails(capsys, "chat", folder, "--prompt", "what?")
 
 
+def in_copy(model_folder, tmp_path, file, old, new):
+    """A copy of a model folder with something else in one of its files."""
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "line"),
+    [
+        ("config.json", '"context": 512', '"context": "many"', "cannot hold context='many'"),
+        ("config.json", '"num_heads": 4', '"num_heads": 0', "describes no system that can be built"),
+        ("processor.json", '"weft.data.processor.Processor.Config"', '"weft.layers.rotary.Llama3Scaling"', "has no field"),
+        ("processor.json", '"size": 32', '"size": "large"', "cannot hold size='large'"),
+        ("processor.json", '"size": 32', '"size": 0', "a size and deviations above 0"),
+    ],
+)
+def test_a_model_folder_with_a_wrong_figure(capsys, model_folder, tmp_path, file, old, new, line):
+    assert line in fails(capsys, "chat", in_copy(model_folder, tmp_path, file, old, new), "--prompt", "what?")
+
+
+def test_a_system_where_the_processor_should_be(capsys, model_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    shutil.copy(folder / "config.json", folder / "processor.json")
+    assert "processor.json describes a MultimodalLM.Config" in fails(capsys, "chat", folder, "--prompt", "what?")
+
+
+def test_a_pickle_is_refused_and_does_not_run(capsys, model_folder, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile()))
+    assert "could run code; refused" in fails(capsys, "chat", folder, "--prompt", "what?")
+    shutil.copy(folder / "pytorch_model.bin", folder / "model.safetensors")
+    assert "a pickle under the name of a safetensors file" in fails(capsys, "chat", folder, "--prompt", "what?")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_memory_is_one_line(capsys, monkeypatch):
+    from weft.serving.commands import show
+
+    def greedy(*_, **__):
+        torch.empty(1 << 50)  # four petabytes
+
+    monkeypatch.setattr(show.typer, "echo", greedy)
+    assert "out of memory" in fails(capsys, "show", "llava", "--tiny", "--json")
+
+
 def test_a_text_without_room_for_it(capsys, model_folder):
     assert "the prompt takes" in fails(capsys, "chat", model_folder, "--prompt", "and now? " * 400)
 
@@ -272,8 +346,6 @@ def test_a_text_without_room_for_it(capsys, model_folder):
 
 
 def test_convert_there_and_back_keeps_every_weight(capsys, model_folder, tmp_path):
-    import torch
-
     says(capsys, "convert", model_folder, tmp_path / "theirs", "--to", "transformers")
     assert json.loads((tmp_path / "theirs" / "config.json").read_text())["model_type"] == "llava"
     says(capsys, "convert", tmp_path / "theirs", tmp_path / "ours", "--to", "weft")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from weft.core.errors import DataError
+from weft.core.errors import ConfigError, DataError
 from weft.core.layout import MediaLayout
 from weft.data.media_transform import MediaTransform, OpenedMedium
 
@@ -63,6 +63,10 @@ class ImageTransform(MediaTransform):
     pad_to_square: bool = False
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not all(s > 0 for s in self.std):
+            raise ConfigError(f"an image transform needs a size and deviations above 0, got size {self.size}, std {self.std}")
 
     @property
     def unit_shape(self) -> tuple[int, int, int]:

@@ -74,8 +74,7 @@ def load_system(
     else:
         system_config, key_map, processor = _read_weft_folder(folder)
     files = WeightFiles(folder)
-    with skeleton():
-        system = system_config.build()
+    system = _built(system_config, folder)
     key_map.load(system, files, str(files.path), dtype=dtype, device=device)
     return LoadedSystem(system.to(device).eval(), processor, folder)
 
@@ -131,6 +130,17 @@ def _inside(path: Path) -> Path:
     raise CheckpointError(f"{path} holds no model: no config.json, no model/config.json")
 
 
+def _built(system_config: System.Config, folder: Path) -> System:
+    """The system without memory. Raises: CheckpointError for sizes that fit no system."""
+    try:
+        with skeleton():
+            return system_config.build()
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no system that can be built ({type(error).__name__}: {error})"
+        ) from error
+
+
 def _read_weft_folder(folder: Path) -> tuple[System.Config, KeyMap, Processor]:
     saved = folder / "config.json"
     system = config.loads(saved.read_text(encoding="utf-8"), str(saved))
@@ -140,6 +150,8 @@ def _read_weft_folder(folder: Path) -> tuple[System.Config, KeyMap, Processor]:
     if not listed.is_file():
         raise CheckpointError(f"{listed} does not exist; a Weft model folder holds its processor")
     processor = config.loads(listed.read_text(encoding="utf-8"), str(listed))
+    if not isinstance(processor, Processor.Config):
+        raise ConfigError(f"{listed} describes a {type(processor).__qualname__}, not a processor")
     return system, AS_NAMED, processor.build(Tokenizer.from_file(folder), system)
 
 

@@ -89,7 +89,7 @@ def _message(error: BaseException) -> str | None:
         if error.errno == errno.ENOSPC:
             return f"{where}no space left on the disk; free some or choose another --output"
         return f"{where}{error.strerror or error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return "out of memory; lower the stage's micro_batch_size or max_tokens, or take a smaller size"
     return None
 

@@ -22,14 +22,16 @@ class EvaluationProgress:
         self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        self.progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.stop()
+        if self.tasks:
+            self.progress.stop()
 
     def __call__(self, run: str, done: int, total: int) -> None:
         """Show that a run has `done` of `total` answers."""
+        if not self.tasks:
+            self.progress.start()  # not before: a mistake that is found first is told in one line
         if run not in self.tasks:
             self.tasks[run] = self.progress.add_task(run_title(run), total=total)
         self.progress.update(self.tasks[run], completed=done)
