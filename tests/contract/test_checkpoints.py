@@ -22,11 +22,12 @@ def test_tables_are_found():
 def test_every_parameter_goes_there_and_back_unchanged(name, tiny):
     key_map = checkpoint_formats()[name].key_map(tiny)
     torch.manual_seed(0)
-    state = weights(tiny.build())
+    state = {key: tensor.masked_fill(tensor == 0, 1) for key, tensor in weights(tiny.build()).items()}
     upstream = key_map.from_weft(state)
     plan = key_map.plan(upstream)
     assert plan.dropped == {} and sum(len(step.inputs) for step in plan.steps) == len(upstream)
-    assert sum(t.numel() for t in upstream.values()) == sum(t.numel() for t in state.values())
+    # zeros are not counted: a layout may hold constant ones besides (BLIP-2's vision tower has biases of keys)
+    assert sum(int(t.count_nonzero()) for t in upstream.values()) == sum(t.numel() for t in state.values())
     back = key_map.to_weft(upstream)
     assert set(back) == set(state)
     assert all(torch.equal(back[key], state[key]) and back[key].dtype == state[key].dtype for key in state)
