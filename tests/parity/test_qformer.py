@@ -152,6 +152,41 @@ def test_each_pattern_gives_the_reference_under_its_mask_written_out(tmp_path, p
     assert_close(ours(media, TEXT, pattern(NUM_QUERIES, VALID))[real], expected[real])
 
 
+def text_over_cached_queries(theirs, media: MediaFeatures, text: torch.Tensor) -> torch.Tensor:
+    """How the published code writes a text: the queries' own pass leaves each layer's keys and values, and the text attends to
+    those and to itself so far. One row, one head, one token at a time, with the reference's weights."""
+    qformer, rows = theirs.qformer, []
+    queries = theirs.qformer(
+        theirs.query_tokens.expand(len(text), -1, -1), encoder_hidden_states=media.values, output_hidden_states=True
+    ).hidden_states
+    for row, tokens in enumerate(text):
+        state = qformer.layernorm(theirs.embeddings(tokens[None])[0])
+        for layer, seen in zip(qformer.encoder.layer, queries, strict=False):
+            inner, mixed = layer.attention.attention, []
+            memory = torch.cat((seen[row], state))
+            for head in range(inner.num_attention_heads):
+                part = slice(head * 16, head * 16 + 16)
+                query, key, value = inner.query(state)[:, part], inner.key(memory)[:, part], inner.value(memory)[:, part]
+                for place, one in enumerate(query):
+                    until = NUM_QUERIES + place + 1
+                    mixed.append((key[:until] @ one / 4.0).softmax(0) @ value[:until])
+            heads = torch.stack(mixed).unflatten(0, (-1, len(state))).transpose(0, 1).flatten(1)
+            state = layer.attention.output(heads, state)
+            state = layer.output(layer.intermediate(state), state)
+        rows.append(state)
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_writing_in_one_pass_equals_writing_over_cached_queries():
+    theirs = reference("Blip2ForImageTextRetrieval", use_qformer_text_input=True)
+    config = read_config(theirs.config.to_dict())
+    ours, media = config.build(FEATURE_WIDTH, OUTPUT_WIDTH).eval().transformer, features(theirs)
+    projector_alone(BLIP_2.transformer(config)).load(ours, weights(theirs))
+    found = ours(media, TEXT, multimodal_causal(NUM_QUERIES, VALID))[:, NUM_QUERIES:]
+    assert_close(found[VALID], text_over_cached_queries(theirs, media, TOKENS)[VALID])
+
+
 KINDS = [
     pytest.param("Blip2ForConditionalGeneration", BLIP_2, id="blip-2"),
     pytest.param("InstructBlipForConditionalGeneration", INSTRUCT_BLIP, id="instructblip"),

@@ -124,7 +124,7 @@ def write_config(config: QFormer.Config, input_width: int, model_type: ModelType
 
 def _attention(bert: str, inner: str) -> dict[str, str]:
     """Self-attention and cross-attention of every block, each with the norm behind it."""
-    names = {}
+    names: dict[str, str] = {}
     for theirs, attention, norm in (
         ("attention", "attention", "attention_norm"),
         ("crossattention", "before_feed_forward.attention", "before_feed_forward.norm"),
