@@ -31,7 +31,13 @@ def test_an_unknown_room_offers_the_nearest():
 
 @pytest.mark.parametrize(
     ("name", "spelling"),
-    [("MLP", "mlp"), ("MultimodalLM", "multimodal_lm"), ("ClipVision", "clip_vision"), ("Dinov2Vision", "dinov2_vision")],
+    [
+        ("MLP", "mlp"),
+        ("MultimodalLM", "multimodal_lm"),
+        ("ClipVision", "clip_vision"),
+        ("Dinov2Vision", "dinov2_vision"),
+        ("LDPv2", "ldp_v2"),
+    ],
 )
 def test_spelling(name, spelling):
     assert snake_case(name) == spelling
