@@ -48,16 +48,20 @@ class MediaFeatures:
         valid = real.new_zeros(items, most, length).index_put(place, real)
         return values.flatten(1, 2), valid.flatten(1, 2)
 
-    def on_grids(self, function: Callable[[Tensor, int, int], Tensor]) -> Tensor:
-        """`function(values, height, width)` of all units; units of one length may have different grids.
+    def on_grids(self, function: Callable[[Tensor, int, int], Tensor]) -> MediaTokens:
+        """`function(values, height, width)` of all units, as tokens in the order of the units.
 
-        Shapes: values [n, L, C] of units of one grid -> [n, K, D], the same K for every grid.
+        Units of one length may have different grids and become different numbers of tokens.
+
+        Shapes: `function` takes values [n, L, C] of units of one grid and gives [n, K, D].
         """
         if len({(layout.height, layout.width) for layout in self.layout}) == 1:
-            return function(self.values, self.layout[0].height, self.layout[0].width)
+            return MediaTokens.from_units(function(self.values, self.layout[0].height, self.layout[0].width), self)
         layouts = [self.layout[item] for item in self.unit_item.tolist()]
         units = zip(self.values.split(1), layouts, strict=True)
-        return torch.cat([function(values, layout.height, layout.width) for values, layout in units])
+        tokens = [function(values, layout.height, layout.width)[0] for values, layout in units]
+        counts = torch.tensor([len(unit) for unit in tokens], device=self.unit_item.device)
+        return MediaTokens(torch.cat(tokens), self.unit_item.repeat_interleave(counts))
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class AveragePooling(InputProjector):
         """The averages: [N, side**2, C]."""
         for layout in features.layout:
             self.config.num_tokens(layout)
-        return features.on_grids(self._pool_grid)
+        return features.on_grids(self._pool_grid).values.unflatten(0, (-1, self.config.side**2))
 
     def _pool_grid(self, values: Tensor, height: int, width: int) -> Tensor:
         grid = values.transpose(1, 2).unflatten(2, (height, width))
