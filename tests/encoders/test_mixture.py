@@ -13,7 +13,7 @@ from weft.encoders import mixture
 from weft.encoders.clip import ClipVision
 from weft.encoders.dinov2 import Dinov2
 from weft.encoders.mixture import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Mixture
-from weft.encoders.resnet import ResNet
+from weft.encoders.resnet import Resnet
 from weft.fusion.token_concatenation import TokenConcatenation
 from weft.language_models.decoder import Decoder
 from weft.projectors.interleaved import Interleaved
@@ -130,7 +130,7 @@ def test_features_of_other_widths_go_side_by_side():
 
 
 def test_any_two_image_encoders_may_be_mixed():
-    grid = ResNet.Config.tiny()
+    grid = Resnet.Config.tiny()
     patches = replace(SMALL_CLIP, image_size=48)
     assert patches.layout() == grid.layout() == MediaLayout(6, 6)
     both = Mixture.Config(first=patches, second=grid).build().eval()

@@ -10,7 +10,7 @@ from torch import nn
 from weft.checkpoints.checkpoint_format import checkpoint_formats
 from weft.core.errors import CheckpointError, ConfigError, DataError
 from weft.core.layout import MediaLayout
-from weft.encoders.resnet import ResNet
+from weft.encoders.resnet import Resnet
 from weft.training.freezing import freeze, set_training_mode
 
 transformers = pytest.importorskip("transformers")
@@ -39,14 +39,14 @@ def pictures(height: int, width: int | None = None) -> torch.Tensor:
     return torch.randn(3, 3, height, width or height, generator=torch.Generator().manual_seed(7))
 
 
-def changed(encoder: ResNet, **changes) -> ResNet:
+def changed(encoder: Resnet, **changes) -> Resnet:
     """The same weights under another config."""
     other = dataclasses.replace(encoder.config, **changes).build().eval()
     other.load_state_dict(encoder.state_dict())
     return other
 
 
-def features(encoder: ResNet, units: torch.Tensor) -> torch.Tensor:
+def features(encoder: Resnet, units: torch.Tensor) -> torch.Tensor:
     return encoder(units, torch.arange(len(units)), (encoder.config.layout(),) * len(units)).values
 
 
@@ -73,7 +73,7 @@ def test_every_map_and_the_pooled_vector_equal_the_reference(tmp_path, first, si
 
 
 def test_where_the_stride_sits_changes_the_features():
-    encoder = random_statistics(ResNet.Config.tiny().build()).eval()
+    encoder = random_statistics(Resnet.Config.tiny().build()).eval()
     moved = changed(encoder, stride_placement="1x1")
     with torch.no_grad():
         assert (features(encoder, pictures(48)) - features(moved, pictures(48))).abs().max() > 1e-2
@@ -111,7 +111,7 @@ def test_with_free_statistics_training_equals_the_reference_and_updates_them_ali
 
 
 def test_frozen_statistics_stay_and_do_not_see_the_batch_while_scale_and_shift_train():
-    encoder = random_statistics(ResNet.Config.tiny().build())
+    encoder = random_statistics(Resnet.Config.tiny().build())
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     with torch.no_grad():
         expected = features(encoder.eval(), pictures(48))
@@ -135,7 +135,7 @@ def test_frozen_statistics_stay_and_do_not_see_the_batch_while_scale_and_shift_t
     ],
 )
 def test_published_sizes_have_the_published_parameters_and_maps(size, trunk, with_classifier):
-    config = ResNet.Config.sizes()[size]
+    config = Resnet.Config.sizes()[size]
     with torch.device("meta"):
         encoder = config.build()
         maps = [encoder.feature_map(torch.empty(1, 3, 224, 224), stages).shape[1:] for stages in range(5)]
@@ -147,7 +147,7 @@ def test_published_sizes_have_the_published_parameters_and_maps(size, trunk, wit
 
 
 def test_the_grid_of_pixel_bert_has_252_cells():
-    config = dataclasses.replace(ResNet.Config.sizes()["50"], image_size=800, image_width=1333)
+    config = dataclasses.replace(Resnet.Config.sizes()["50"], image_size=800, image_width=1333)
     assert config.layout() == MediaLayout(25, 42)
     pooled = dataclasses.replace(config, grid_pool=2)
     assert pooled.layout() == MediaLayout(12, 21)
@@ -157,7 +157,7 @@ def test_the_grid_of_pixel_bert_has_252_cells():
 
 
 def test_pooling_the_grid_takes_the_largest_of_each_square():
-    encoder = random_statistics(ResNet.Config.tiny().build()).eval()
+    encoder = random_statistics(Resnet.Config.tiny().build()).eval()
     pooled = changed(encoder, image_size=56, grid_pool=2)
     whole = changed(encoder, image_size=56)
     assert (whole.config.layout(), pooled.config.layout()) == (MediaLayout(7, 7), MediaLayout(3, 3))
@@ -170,7 +170,7 @@ def test_pooling_the_grid_takes_the_largest_of_each_square():
 
 
 def test_features_run_no_stage_that_they_do_not_need():
-    encoder = dataclasses.replace(ResNet.Config.tiny(), feature_layer=-2).build().eval()
+    encoder = dataclasses.replace(Resnet.Config.tiny(), feature_layer=-2).build().eval()
     with torch.no_grad():
         for parameter in encoder.stages[-1].parameters():
             parameter.fill_(float("nan"))
@@ -189,18 +189,18 @@ def test_features_run_no_stage_that_they_do_not_need():
 )
 def test_a_config_that_cannot_be_built_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(ResNet.Config.tiny(), **change)
+        dataclasses.replace(Resnet.Config.tiny(), **change)
 
 
 def test_a_picture_of_another_size_is_refused():
     with pytest.raises(DataError, match=r"\(N, 3, 48, 48\)"):
-        features(ResNet.Config.tiny().build(), pictures(48, 64))
+        features(Resnet.Config.tiny().build(), pictures(48, 64))
 
 
 def test_what_the_layout_cannot_hold_is_refused():
     layout = checkpoint_formats()["resnet"]
     with pytest.raises(CheckpointError, match="eps"):
-        layout.write_config(dataclasses.replace(ResNet.Config.tiny(), norm_eps=1e-3))
+        layout.write_config(dataclasses.replace(Resnet.Config.tiny(), norm_eps=1e-3))
     for wrong in ({"layer_type": "basic"}, {"downsample_in_first_stage": True}, {"num_channels": 1}, {"hidden_act": "silu"}):
         with pytest.raises(CheckpointError, match=next(iter(wrong))):
             layout.read_config({"model_type": "resnet", **wrong})

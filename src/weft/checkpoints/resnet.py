@@ -9,7 +9,7 @@ from typing import Any
 from weft.checkpoints.checkpoint_format import CheckpointFormat
 from weft.checkpoints.key_map import KeyMap
 from weft.core.errors import CheckpointError
-from weft.encoders.resnet import ResNet
+from weft.encoders.resnet import Resnet
 
 CONVOLUTIONS = {
     "embedder.embedder": "stem",
@@ -31,15 +31,15 @@ TRUNK = KeyMap(
 EXPECTED = {"num_channels": 3, "layer_type": "bottleneck", "hidden_act": "relu", "downsample_in_first_stage": False}
 
 
-def read_config(saved: Mapping[str, Any]) -> ResNet.Config:
+def read_config(saved: Mapping[str, Any]) -> Resnet.Config:
     """The encoder's config from a `resnet` config, which does not say what picture size was trained on.
 
     Raises: CheckpointError for a network that Weft does not have.
     """
     if wrong := {name: saved[name] for name, value in EXPECTED.items() if saved.get(name, value) != value}:
         raise CheckpointError(f"Weft's ResNet has {EXPECTED}, the config says {wrong}")
-    default = ResNet.Config()
-    return ResNet.Config(
+    default = Resnet.Config()
+    return Resnet.Config(
         depths=tuple(saved.get("depths", default.depths)),
         stem_width=saved.get("embedding_size", default.stem_width),
         widths=tuple(saved.get("hidden_sizes", default.widths)),
@@ -47,12 +47,12 @@ def read_config(saved: Mapping[str, Any]) -> ResNet.Config:
     )
 
 
-def write_config(config: ResNet.Config) -> dict[str, Any]:
+def write_config(config: Resnet.Config) -> dict[str, Any]:
     """The `resnet` config of an encoder.
 
     Raises: CheckpointError for norms that the layout cannot hold.
     """
-    if config.norm_eps != ResNet.Config().norm_eps:
+    if config.norm_eps != Resnet.Config().norm_eps:
         raise CheckpointError(f"the resnet layout has norms with eps 1e-5, this encoder has {config.norm_eps}")
     return {
         "architectures": ["ResNetModel"],
@@ -65,9 +65,9 @@ def write_config(config: ResNet.Config) -> dict[str, Any]:
     }
 
 
-def tiny() -> tuple[ResNet.Config, ...]:
+def tiny() -> tuple[Resnet.Config, ...]:
     """A small network at the published picture size, and one that halves the grid as the original paper does."""
-    small = dataclasses.replace(ResNet.Config.tiny(), image_size=ResNet.Config().image_size)
+    small = dataclasses.replace(Resnet.Config.tiny(), image_size=Resnet.Config().image_size)
     return (small, dataclasses.replace(small, depths=(2, 1, 1), widths=(16, 24, 32), stride_placement="1x1"))
 
 

@@ -26,7 +26,7 @@ class NormedConvolution(nn.Module):
     Shapes: [N, A, H, W] -> [N, B, H / stride, W / stride], rounded up.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, config: ResNet.Config) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, config: Resnet.Config) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = BatchNorm(outputs, config.norm_eps, config.frozen_statistics)
@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
     Shapes: [N, A, H, W] -> [N, B, H / stride, W / stride], rounded up.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, config: ResNet.Config) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, config: Resnet.Config) -> None:
         super().__init__()
         inner = outputs // REDUCTION
         first, second = (stride, 1) if config.stride_placement == "1x1" else (1, stride)
@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.widen(hidden) + self.shortcut(x))
 
 
-class ResNet(ModalityEncoder):
+class Resnet(ModalityEncoder):
     """A residual convolutional network; its features are the cells of one stage's map, row by row.
 
     Pictures are normalised by ImageNet's mean and deviation.
@@ -100,8 +100,8 @@ class ResNet(ModalityEncoder):
                 height, width = self._grid
                 raise ConfigError(f"grid_pool {self.grid_pool} does not fit the {height}x{width} grid; enlarge the picture")
 
-        def build(self) -> ResNet:
-            return ResNet(self)
+        def build(self) -> Resnet:
+            return Resnet(self)
 
         @property
         def num_stages(self) -> int:
