@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 EVERYTHING = {"recipes", "serving"}  # recipes import all but serving, serving imports all
 LIGHT = {"core", "layers", "training", *PARTS}  # no model library here, not even inside a function
 MODEL_LIBRARIES = {"transformers", "peft", "diffusers", "timm", "open_clip"}
-LAZY = {"transformers", "sklearn", "matplotlib", "sentencepiece", "tensorboard", "peft", "diffusers"}
+LAZY = {"transformers", "sklearn", "matplotlib", "sentencepiece", "tensorboard", "peft", "diffusers", "av"}
 
 
 class Import(NamedTuple):
