@@ -53,7 +53,7 @@ def stage_cost(stage: Stage, system: System, sample: SampleShape) -> StageCost:
     trained = freeze(system, stage.train, f"stage {stage.name!r}")
     num_trained, num_all = num_parameters(trained.values()), num_parameters(system)
     by_muon = num_parameters(trained[name] for name in muon_names(stage.optimizer, system, trained))
-    moments = by_muon + 2 * (num_trained - by_muon)  # Muon keeps one buffer a parameter, AdamW two
+    moments = by_muon + 2 * (num_trained - by_muon)  # Muon keeps one buffer a parameter, AdamW and LAMB two
     reduced = torch.bfloat16 if stage.precision == "bf16" else torch.float32
     one = cost(system, sample, reduced)
     return StageCost(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ class Muon:
     """Momentum, made orthogonal, for matrices; the update is scaled by max(1, rows / columns) ** 0.5.
 
     Matrices of one shape (or of its transpose) are stacked and iterated together: with small matrices the calls cost more than
-    the arithmetic. `factors` multiplies the rate by name. A parameter without a gradient is left alone for that step.
+    the arithmetic. Weight decay leaves out those named in `undecayed`. `factors` multiplies the rate by name. A parameter
+    without a gradient is left alone for that step.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Muon:
         *,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        undecayed: Collection[str] = (),
         factors: Mapping[str, float] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.parameters = dict(parameters)
         self.momentum = momentum
-        self.weight_decay = weight_decay
+        self.decay = {n: 0.0 if n in undecayed else weight_decay for n in self.parameters}
         self.dtype = dtype
         self.factors = {n: (factors or {}).get(n, 1.0) for n in self.parameters}
         self.buffers = {n: torch.zeros_like(p, memory_format=torch.contiguous_format) for n, p in self.parameters.items()}
@@ -73,8 +75,9 @@ class Muon:
 
         weights: list[Tensor] = [self.parameters[n] for n in names]
         rates = [rate * self.factors[n] for n in names]
-        if self.weight_decay:
-            torch._foreach_mul_(weights, [1.0 - r * self.weight_decay for r in rates])
+        decays = [self.decay[n] for n in names]
+        if any(decays):
+            torch._foreach_mul_(weights, [1.0 - r * decay for r, decay in zip(rates, decays, strict=True)])
         shape_factor = [max(1.0, w.shape[0] / w.shape[1]) ** 0.5 for w in weights]
         torch._foreach_mul_(directions, [-r * f for r, f in zip(rates, shape_factor, strict=True)])
         torch._foreach_add_(weights, directions)

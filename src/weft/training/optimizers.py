@@ -1,4 +1,4 @@
-"""AdamW, and Muon on the matrices of hidden layers with AdamW on the rest."""
+"""AdamW, LAMB, and Muon on the matrices of hidden layers with AdamW on the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from weft.core.errors import ConfigError, RunError
 from weft.training.adamw import AdamW
+from weft.training.freezing import select_names
 from weft.training.gradient_clipping import AdaptiveClipping
+from weft.training.lamb import Lamb
 from weft.training.muon import Muon
 from weft.training.stage import Optimizer
 
@@ -31,12 +33,14 @@ class StageOptimizer:
             else AdaptiveClipping(self.trained, config.adaptive_clip, config.adaptive_clip_except)
         )
         factors = _rate_factors(config, self.trained)
+        undecayed = set(select_names(self.trained, config.weight_decay_except, "optimizer.weight_decay_except"))
         chosen = set(matrices)
         self.muon = (
             Muon(
                 {n: p for n, p in self.trained.items() if n in chosen},
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
+                undecayed=undecayed,
                 factors=factors,
                 dtype=dtype,
             )
@@ -44,22 +48,22 @@ class StageOptimizer:
             else None
         )
         rest = {n: p for n, p in self.trained.items() if n not in chosen}
-        self.adamw = (
-            AdamW(
-                rest,
-                betas=config.betas,
-                epsilon=config.epsilon,
-                weight_decay=config.weight_decay,
-                factors=factors,
-            )
-            if rest
-            else None
-        )
+        settings: dict[str, Any] = {
+            "betas": config.betas,
+            "epsilon": config.epsilon,
+            "weight_decay": config.weight_decay,
+            "undecayed": undecayed,
+            "factors": factors,
+        }
+        self.adamw = AdamW(rest, **settings) if rest and config.name != "lamb" else None
+        self.lamb = Lamb(rest, **settings) if rest and config.name == "lamb" else None
 
     def step(self, factor: float) -> None:
         """One update at `factor` times the peak rates."""
         if self.adamw is not None:
             self.adamw.step(self.config.learning_rate * factor)
+        if self.lamb is not None:
+            self.lamb.step(self.config.learning_rate * factor)
         if self.muon is not None:
             self.muon.step(self.config.matrix_rate * factor)
 
@@ -79,20 +83,20 @@ class StageOptimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both optimizers; loading it resumes bit for bit."""
-        return {
-            "adamw": None if self.adamw is None else self.adamw.state_dict(),
-            "muon": None if self.muon is None else self.muon.state_dict(),
-        }
+        """The state of every optimizer; loading it resumes bit for bit."""
+        return {name: None if optimizer is None else optimizer.state_dict() for name, optimizer in self._by_name().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises: RunError for the state of another set of parameters."""
-        pairs = [(optimizer, state[name]) for name, optimizer in (("adamw", self.adamw), ("muon", self.muon))]
+        pairs = [(optimizer, state.get(name)) for name, optimizer in self._by_name().items()]
         if any((optimizer is None) != (saved is None) for optimizer, saved in pairs):
             raise RunError(f"the checkpoint was written by another optimizer than {self.config.name!r}; resume with its recipe")
         for optimizer, saved in pairs:
-            if optimizer is not None:
+            if optimizer is not None and saved is not None:
                 optimizer.load_state_dict(saved)
+
+    def _by_name(self) -> dict[str, AdamW | Lamb | Muon | None]:
+        return {"adamw": self.adamw, "lamb": self.lamb, "muon": self.muon}
 
 
 def build_optimizer(
@@ -103,7 +107,7 @@ def build_optimizer(
 
 
 def muon_names(config: Optimizer, system: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[str]:
-    """The parameters that Muon takes: weights of linear layers that match `matrices`; none for AdamW."""
+    """The parameters that Muon takes: weights of linear layers that match `matrices`; none without Muon."""
     if config.name != "muon":
         return []
     linear = {f"{name}.weight" for name, module in system.named_modules() if isinstance(module, nn.Linear)}

@@ -19,14 +19,15 @@ _NAME = re.compile(r"\w[\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(config.Config):
-    """AdamW, or Muon on the matrices of hidden layers with AdamW on the rest.
+    """AdamW, LAMB, or Muon on the matrices of hidden layers with AdamW on the rest.
 
-    `learning_rate` is AdamW's peak; `matrix_rate` Muon's. `rates` multiplies the rate of the parameters that match a pattern.
-    Weight decay leaves out parameters with fewer than two dimensions. `clip_norm` bounds the norm of all gradients together;
-    before it, `adaptive_clip` bounds that of each unit to a share of the unit's weights (`adaptive_clip_except`: name patterns).
+    `learning_rate` is AdamW's or LAMB's peak; `matrix_rate` Muon's. `rates` multiplies the rate of the parameters that match a
+    pattern. Weight decay leaves out parameters with fewer than two dimensions and those that match `weight_decay_except`; LAMB
+    scales the step of decayed parameters only. `clip_norm` bounds the norm of all gradients together; before it,
+    `adaptive_clip` bounds that of each unit to a share of the unit's weights (`adaptive_clip_except`: name patterns).
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "lamb", "muon"] = "adamw"
     learning_rate: float = 1e-3
     matrix_rate: float = 0.02
     matrices: tuple[str, ...] = ("*blocks.*", "*projector.*")
@@ -34,6 +35,7 @@ class Optimizer(config.Config):
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+    weight_decay_except: tuple[str, ...] = ()
     clip_norm: float | None = 1.0
     adaptive_clip: float | None = None
     adaptive_clip_except: tuple[str, ...] = ()
