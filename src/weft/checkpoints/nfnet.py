@@ -84,7 +84,9 @@ def read_config(saved: Mapping[str, Any]) -> Nfnet.Config:
     final_width = given.pop("num_features", None)
     if unknown := sorted(set(given) - set(ARGUMENTS)):
         raise CheckpointError(f"{name}: Weft's Nfnet has no place for model_args {', '.join(unknown)}")
-    fields = {ARGUMENTS[key]: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    fields: dict[str, Any] = {
+        ARGUMENTS[key]: tuple(value) if isinstance(value, list) else value for key, value in given.items()
+    }
     config = dataclasses.replace(size, image_size=side[1], **fields)
     if final_width not in (None, config.pooled_width):
         raise CheckpointError(f"{name}: the last grid has {config.pooled_width} channels, model_args say {final_width}")

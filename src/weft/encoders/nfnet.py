@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count, pairwise
 from typing import Literal, Self
 
 from torch import Tensor, nn
@@ -99,27 +100,26 @@ class Nfnet(ModalityEncoder):
         stem = (3, c.stem_width // 8, c.stem_width // 4, c.stem_width // 2, c.stem_width)
         self.stem = nn.ModuleList(
             ScaledConvolution(before, after, 3, stride)
-            for before, after, stride in zip(stem, stem[1:], (2, 1, 1, 2), strict=False)
+            for (before, after), stride in zip(pairwise(stem), (2, 1, 1, 2), strict=True)
         )
-        self.stages = nn.ModuleList()
-        rates = iter(range(sum(c.depths)))
+        self.stages = nn.Sequential()
+        places = count()
         for stage, expected in enumerate(deviations(c.depths, c.alpha)):
             before = (c.stem_width, *c.widths)[stage]
-            self.stages.append(
-                nn.ModuleList(
-                    NormalizerFreeBlock(
-                        c.widths[stage] if block else before,
-                        c.widths[stage],
-                        stride=2 if stage and not block else 1,
-                        group_width=c.group_width,
-                        activation_name=c.activation,
-                        alpha=c.alpha,
-                        input_deviation=deviation,
-                        drop_rate=c.stochastic_depth * next(rates) / sum(c.depths),
-                    )
-                    for block, deviation in enumerate(expected)
+            blocks = (
+                NormalizerFreeBlock(
+                    c.widths[stage] if block else before,
+                    c.widths[stage],
+                    stride=2 if stage and not block else 1,
+                    group_width=c.group_width,
+                    activation_name=c.activation,
+                    alpha=c.alpha,
+                    input_deviation=deviation,
+                    drop_rate=c.stochastic_depth * next(places) / sum(c.depths),
                 )
+                for block, deviation in enumerate(expected)
             )
+            self.stages.append(nn.Sequential(*blocks))
         self.final = ScaledConvolution(c.widths[-1], c.pooled_width)
 
     def last_stage(self, units: Tensor) -> Tensor:
@@ -134,12 +134,11 @@ class Nfnet(ModalityEncoder):
                 "image size to the encoder's, or the encoder's image_size to the picture's (its weights fit every resolution)"
             )
         hidden = working_precision(units.to(self.final.weight.dtype))
-        for convolution in self.stem:
-            hidden = convolution(hidden if convolution is self.stem[0] else self.activation(hidden))
-        for stage in self.stages:
-            for block in stage:
-                hidden = block(hidden)
-        return hidden
+        first, *others = self.stem
+        hidden = first(hidden)
+        for convolution in others:
+            hidden = convolution(self.activation(hidden))
+        return self.stages(hidden)
 
     def final_grid(self, units: Tensor) -> Tensor:
         """The grid after the last convolution: [N, E, G, G]."""
