@@ -1,11 +1,14 @@
 """Mixture of Features: what each encoder sees, and how their features are put together."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from weft.checkpoints.checkpoint_format import checkpoint_formats
+from weft.checkpoints.weight_files import weights, write_weights
 from weft.core.errors import ConfigError
 from weft.core.layout import MediaLayout
 from weft.data import images
@@ -18,6 +21,7 @@ from weft.fusion.token_concatenation import TokenConcatenation
 from weft.language_models.decoder import Decoder
 from weft.projectors.interleaved import Interleaved
 from weft.projectors.mlp import MLP
+from weft.recipes.starting_weights import starting_weights
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 
 TINY = Mixture.Config.tiny()
@@ -127,6 +131,20 @@ def test_encoders_that_do_not_go_together_are_refused(change, message):
 def test_features_of_other_widths_go_side_by_side():
     both = replace(TINY, second=replace(SMALL_DINOV2, width=32)).build().eval()
     assert features(both, CLIP_PIXELS).shape == (2, 16, 96) and both.config.output_width == 96
+
+
+def test_each_encoder_is_filled_from_its_own_published_folder(tmp_path):
+    trained, fresh = build(), TINY.build().eval()
+    for name, layout in (("first", "clip_vision"), ("second", "dinov2_with_registers")):
+        encoder, published = trained.get_submodule(name), checkpoint_formats()[layout]
+        folder = tmp_path / name
+        folder.mkdir()
+        write_weights(folder, published.key_map(encoder.config).from_weft(weights(encoder)))
+        (folder / "config.json").write_text(json.dumps(published.write_config(encoder.config)))
+        filling = starting_weights([f"{name}={folder}"])
+        assert filling is not None
+        filling(fresh)
+    assert torch.equal(features(trained, CLIP_PIXELS), features(fresh, CLIP_PIXELS))
 
 
 def test_any_two_image_encoders_may_be_mixed():
