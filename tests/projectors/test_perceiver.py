@@ -2,13 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from weft.checkpoints import perceiver as key_maps
+from weft.core.errors import DataError
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
+from weft.data.collate import collate
+from weft.data.encoded_sample import EncodedMedium, EncodedSample
+from weft.data.images import ImageTransform
 from weft.projectors.perceiver import Perceiver
 
 WIDTH, LATENTS = 24, 5
@@ -44,11 +49,14 @@ def assert_near(ours, theirs):
     assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())  # float32, a few layers
 
 
-def open_flamingo(state, x, heads, frame_embs=None):
+def open_flamingo(state, x, heads, place=0):
     """One medium, from the paper's equations and the published key names: x [frames, positions, D] -> [K, D]."""
+    frame_embs = state.get("frame_embs")
     if frame_embs is not None:
         x = torch.stack([frame + frame_embs[number] for number, frame in enumerate(x)])
     x = torch.cat(list(x))
+    if "media_time_embs" in state:
+        x = x + state["media_time_embs"][place]
 
     def norm(y, name):
         return F.layer_norm(y, y.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
@@ -70,12 +78,16 @@ def open_flamingo(state, x, heads, frame_embs=None):
 
 
 @pytest.mark.parametrize("num_frames", [None, 4], ids=["no frame embeddings", "frame embeddings"])
-def test_it_is_openflamingos_function_through_its_key_names(num_frames):
-    ours = randomised(dataclasses.replace(SMALL, num_frames=num_frames))
+@pytest.mark.parametrize("num_media", [None, 2], ids=["no media embeddings", "media embeddings"])
+def test_it_is_openflamingos_function_through_its_key_names(num_frames, num_media):
+    ours = randomised(dataclasses.replace(SMALL, num_frames=num_frames, num_media=num_media))
     state = key_maps.OPENFLAMINGO.from_weft(ours.state_dict())
     assert state["layers.2.0.to_kv.weight"].shape == (2 * 18, WIDTH)
     features = features_of(dataclasses.replace(GRID, frames=3), GRID, dataclasses.replace(GRID, frames=2))
-    expected = [open_flamingo(state, x, 3, state.get("frame_embs")) for x in features.values.split([3, 1, 2])]
+    places = [1, 0, 0]
+    features = dataclasses.replace(features, item_place=torch.tensor(places))
+    media = zip(features.values.split([3, 1, 2]), places, strict=True)
+    expected = [open_flamingo(state, x, 3, place) for x, place in media]
     again = randomised(ours.config, seed=9)
     assert key_maps.OPENFLAMINGO.load(again, state) == {}
     assert_near(tokens_of(again, features), torch.stack(expected))
@@ -145,6 +157,28 @@ def test_with_a_table_the_order_of_frames_is_seen_and_that_of_features_is_not():
         projector.frame_embedding.table.zero_()
     flat = [tokens_of(projector, dataclasses.replace(features, values=v)) for v in (features.values, features.values.flip(0))]
     assert_near(*flat)
+
+
+def test_a_sample_with_more_media_than_vectors_is_an_error():
+    projector = randomised(dataclasses.replace(SMALL, num_media=2))
+    features = dataclasses.replace(features_of(GRID, GRID, GRID), item_place=torch.tensor([0, 1, 2]))
+    with pytest.raises(DataError, match="a sample shows 3 media, the Perceiver has vectors for 2; raise num_media"):
+        projector(features)
+
+
+def test_a_batch_says_the_place_of_each_medium_in_its_sample():
+    """The same picture at two places is two items, at the same place of two samples it is one."""
+    first, second = (EncodedMedium(np.full((1, 2, 2, 3), shade, np.uint8), ImageTransform(size=2), GRID) for shade in (0, 9))
+
+    def sample(*media):
+        shown = tuple(dataclasses.replace(medium, spans=((0, at, 1),)) for at, medium in enumerate(media))
+        tokens = np.zeros(4, np.int64)
+        return EncodedSample(tokens, tokens, tokens, {"image": shown})
+
+    media = collate([[sample(first, second), sample(first)], [sample(second, first)]]).media["image"]
+    assert media.item_place.tolist() == [0, 1, 0, 1]
+    assert media.spans[:, 0].tolist() == [0, 1, 0, 2, 3]
+    assert media.units[:, 0, 0, 0].argsort(stable=True).tolist() == [0, 3, 1, 2]
 
 
 def test_media_are_read_independently_of_their_neighbours():

@@ -7,10 +7,13 @@ OpenFlamingo's files, `model.perceiver_resampler.` in IDEFICS's.
 from __future__ import annotations
 
 from weft.checkpoints.key_map import KeyMap
-from weft.checkpoints.rules import split
+from weft.checkpoints.rules import split, squeeze
 
 OPENFLAMINGO = KeyMap(
-    [split("layers.{i}.0.to_kv.weight", [f"layers.{{i}}.attention.{name}.weight" for name in ("key", "value")])],
+    [
+        split("layers.{i}.0.to_kv.weight", [f"layers.{{i}}.attention.{name}.weight" for name in ("key", "value")]),
+        squeeze("media_time_embs", "media_embedding", axes=(1,)),
+    ],
     rename={
         "latents": "latents",
         "frame_embs": "frame_embedding.table",

@@ -17,7 +17,8 @@ class MediaFeatures:
 
     Shapes: `values` [N, L, C]; `valid` [N, L] bool or None when every position is real; `unit_item` [N] the item that a unit
     belongs to, ascending; `layout` one entry per item; `instruction` [items, T] the tokens of what is asked about an item, -1
-    behind their end, for the projectors that read it.
+    behind their end, for the projectors that read it; `item_place` [items] the place of each item among the media of its
+    sample, from 0, None where each is the first.
     """
 
     values: Tensor
@@ -25,6 +26,7 @@ class MediaFeatures:
     layout: tuple[MediaLayout, ...]
     valid: Tensor | None = None
     instruction: Tensor | None = None
+    item_place: Tensor | None = None
 
     def unit_place(self) -> Tensor:
         """The place of every unit among those of its item, from 0: [N]."""

@@ -21,7 +21,8 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     """A batch of samples, one a row, or of rows of several samples; padded on the right to the longest row or to `pad_to`.
 
     Orders and positions start at 0 in every sample; its number within the row, from 1, is its segment. A medium that several
-    samples show is one item, encoded once, unless another instruction goes with it; its spans are as many as its places.
+    samples show is one item, encoded once, unless another instruction goes with it or it is, say, the first picture of one
+    sample and the second of another; its spans are as many as its places.
 
     Raises: DataError where a row is longer than `pad_to` or there is nothing to collate.
     """
@@ -46,8 +47,8 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
             order[r, here] = np.arange(len(sample))
             segment[r, here] = number
             for stream, items in sample.media.items():
-                for item in items:
-                    media.setdefault(stream, _Stream()).add(item, r, start, len(samples))
+                for place, item in enumerate(items):
+                    media.setdefault(stream, _Stream()).add(item, r, start, len(samples), place)
             samples.append(SampleRef(r, number, sample.source, sample.id, sample.group))
             start += len(sample)
     orders = torch.from_numpy(order)
@@ -67,20 +68,22 @@ class _Stream:
 
     def __init__(self) -> None:
         self.items: list[EncodedMedium] = []
-        self.known: dict[tuple[MediaLayout, bytes, bytes], int] = {}
+        self.known: dict[tuple[MediaLayout, bytes, bytes, int], int] = {}
         self.spans: list[tuple[int, int, int, int, int]] = []
         self.item_sample: list[int] = []
+        self.item_place: list[int] = []
 
-    def add(self, item: EncodedMedium, row: int, start: int, sample: int) -> None:
+    def add(self, item: EncodedMedium, row: int, start: int, sample: int, place: int) -> None:
         number = len(self.items)
         if item.spans:  # without a place in the text a medium belongs to its sample alone
             asked = b"" if item.instruction is None else item.instruction.tobytes()
-            number = self.known.setdefault((item.layout, item.units.tobytes(), asked), number)
+            number = self.known.setdefault((item.layout, item.units.tobytes(), asked, place), number)
         for offset, position, length in item.spans:
             self.spans.append((number, offset, row, start + position, length))
         if number == len(self.items):
             self.items.append(item)
             self.item_sample.append(sample)
+            self.item_place.append(place)
 
     def batch(self) -> MediaBatch:
         transform = self.items[0].transform
@@ -94,6 +97,7 @@ class _Stream:
             spans=torch.tensor(self.spans, dtype=torch.long).reshape(-1, 5),
             item_sample=torch.tensor(self.item_sample, dtype=torch.long),
             instruction=self.instruction(),
+            item_place=torch.tensor(self.item_place, dtype=torch.long),
         )
 
     def instruction(self) -> Tensor | None:

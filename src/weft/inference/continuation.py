@@ -117,4 +117,5 @@ def _media_part(media: MediaBatch, part: slice) -> MediaBatch | None:
         spans=spans,
         item_sample=media.item_sample[items],
         instruction=None if media.instruction is None else media.instruction[items],
+        item_place=None if media.item_place is None else media.item_place[items],
     )

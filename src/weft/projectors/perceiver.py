@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from weft.core.errors import DataError
 from weft.core.interfaces import InputProjector
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
@@ -66,7 +67,8 @@ class Perceiver(InputProjector):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(InputProjector.Config):
-        """`width` is the latents' (None: the encoder's); `num_frames` the rows of the table of frames (None: no table)."""
+        """`width` is the latents' (None: the encoder's); `num_frames` and `num_media` count the learned vectors of frames, by
+        their place in the medium, and of media, by their place in the sample (None: no such vectors)."""
 
         num_latents: int = 64
         num_layers: int = 6
@@ -77,6 +79,7 @@ class Perceiver(InputProjector):
         activation: str = "gelu"
         head_norms: bool = False
         num_frames: int | None = None
+        num_media: int | None = None
         norm_eps: float = 1e-5
 
         def build(self, input_width: int, output_width: int) -> Perceiver:
@@ -87,7 +90,7 @@ class Perceiver(InputProjector):
 
         @classmethod
         def tiny(cls) -> Self:
-            return cls(num_latents=4, num_layers=2, num_heads=2, head_width=8, num_frames=2)
+            return cls(num_latents=4, num_layers=2, num_heads=2, head_width=8, num_frames=2, num_media=3)
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
@@ -103,6 +106,9 @@ class Perceiver(InputProjector):
         self.frame_embedding: TemporalEmbedding | None = None
         if config.num_frames is not None:
             self.frame_embedding = TemporalEmbedding(config.num_frames, width, std=1.0)
+        self.media_embedding: nn.Parameter | None = None
+        if config.num_media is not None:
+            self.media_embedding = nn.Parameter(torch.randn(config.num_media, width))
         self.layers = nn.ModuleList(PerceiverLayer(config, width) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.output = nn.Linear(width, output_width) if output_width != width else nn.Identity()
@@ -111,6 +117,8 @@ class Perceiver(InputProjector):
         features = replace(features, values=self.input(features.values))
         if self.frame_embedding is not None:
             features = replace(features, values=self.frame_embedding(features))
+        if self.media_embedding is not None:
+            features = replace(features, values=features.values + self._media_vectors(features, self.media_embedding))
         media, valid = features.by_item()
         latents = self.latents.expand(len(media), -1, -1)
         for layer in self.layers:
@@ -118,3 +126,14 @@ class Perceiver(InputProjector):
         tokens = self.output(self.final_norm(latents))
         item = torch.arange(len(media), device=features.unit_item.device)
         return MediaTokens(tokens.flatten(0, 1), item.repeat_interleave(self.config.num_latents))
+
+    def _media_vectors(self, features: MediaFeatures, table: Tensor) -> Tensor:
+        """The vector of each unit's medium: [N, 1, D]. Raises: DataError for a sample with more media than the table has."""
+        if features.item_place is None:
+            return table[0]
+        if len(features.item_place) and int(features.item_place.max()) >= len(table):
+            raise DataError(
+                f"a sample shows {int(features.item_place.max()) + 1} media, the Perceiver has vectors for {len(table)}; "
+                "raise num_media"
+            )
+        return table[features.item_place[features.unit_item]][:, None]

@@ -113,15 +113,15 @@ class MultimodalLM(System):
         """Features to tokens, with the token count held to the projector's promise."""
         tokens = {}
         for name, feature in features.items():
-            projector = self.stream(name).projector
-            emitted = projector(replace(feature, instruction=batch.media[name].instruction))
+            projector, media = self.stream(name).projector, batch.media[name]
+            emitted = projector(replace(feature, instruction=media.instruction, item_place=media.item_place))
             promised = sum(projector.config.num_tokens(layout) for layout in feature.layout)
             if len(emitted.values) != promised:
                 raise MediaTokenMismatch(
                     f"stream {name!r}: {type(projector).__name__} promised {promised} tokens for {len(feature.layout)} media "
                     f"and emitted {len(emitted.values)}; its num_tokens disagrees with its forward"
                 )
-            tokens[name] = replace(emitted, spans=batch.media[name].spans)
+            tokens[name] = replace(emitted, spans=media.spans)
         return tokens
 
     def sequence(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> TokenSequence:
