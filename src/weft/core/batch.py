@@ -74,7 +74,9 @@ class MediaBatch(Movable):
     Shapes: `units` [N, ...] (images: [N, 3, H, W]), `unit_item` [N] ascending, `layout` one per item, `spans` [S, 5] = item,
     offset in the item, row, start, length; `item_sample` [items] index into the batch's `samples`; `instruction` [items, T]
     the tokens of what is asked about an item, in the vocabulary of the projector that reads them, -1 behind their end;
-    `item_place` [items] the place of each item among the media of its sample, from 0, None where each is the first.
+    `item_place` [items] the place of each item among the media of its sample, from 0, None where each is the first;
+    `targets` [N, L] what is to be said of each feature (`IGNORE`: nothing), `masked` [N, L] bool the features that the encoder
+    must not see.
     """
 
     units: Tensor
@@ -84,6 +86,8 @@ class MediaBatch(Movable):
     item_sample: Tensor
     instruction: Tensor | None = None
     item_place: Tensor | None = None
+    targets: Tensor | None = None
+    masked: Tensor | None = None
 
 
 @dataclass(frozen=True)

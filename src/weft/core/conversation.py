@@ -23,11 +23,13 @@ class Media:
     """One medium of a stream.
 
     `source` is a path, `bytes` of an encoded file, a `PIL.Image.Image`, or an array (height, width, 3) uint8; what other
-    streams accept is said by their preprocessors.
+    streams accept is said by their transforms. `targets` is what a model without text is to say of each of its features: one
+    whole number a feature.
     """
 
     source: Any
     stream: str = "image"
+    targets: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 class SystemOutput:
     """The result of `System.forward`.
 
-    Shapes: `hidden` [B, T, D] after the final norm; `embeddings` by tower, [N, E], for systems that compare media.
+    Shapes: `hidden` [B, T, D] after the final norm; `embeddings` by name: of a tower [N, E] in systems that compare media,
+    of an encoder's convolutions [N, L, E] where an objective keeps them small.
     """
 
     hidden: Tensor | None = None

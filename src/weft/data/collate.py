@@ -97,8 +97,22 @@ class _Stream:
             spans=torch.tensor(self.spans, dtype=torch.long).reshape(-1, 5),
             item_sample=torch.tensor(self.item_sample, dtype=torch.long),
             instruction=self.instruction(),
+            targets=self.targets(),
             item_place=torch.tensor(self.item_place, dtype=torch.long),
         )
+
+    def targets(self) -> Tensor | None:
+        """What is to be said of each feature of each unit, [N, L], nothing where no item says it; None where none does."""
+        if all(item.targets is None for item in self.items):
+            return None
+        length = max(item.layout.height * item.layout.width for item in self.items)
+        rows = torch.full((sum(len(item.units) for item in self.items), length), IGNORE)
+        first = 0
+        for item in self.items:
+            if item.targets is not None:
+                rows[first : first + len(item.units), : item.targets.shape[1]] = torch.from_numpy(item.targets)
+            first += len(item.units)
+        return rows
 
     def instruction(self) -> Tensor | None:
         """The items' instructions as [items, T], -1 behind their ends; None where no item has one."""

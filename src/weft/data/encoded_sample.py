@@ -16,7 +16,8 @@ class EncodedMedium:
 
     Shapes: `units` [num_units, ...] (pictures: (1, size, size, 3) uint8), normalised by `transform` once the batch is made.
     `spans` holds the runs of positions (offset in the medium, start in the sample, length); none where the text has no place
-    for media. `instruction` [T] int64 are the tokens of what is asked about it, for the projectors that read them.
+    for media. `instruction` [T] int64 are the tokens of what is asked about it, for the projectors that read them; `targets`
+    [num_units, L'] int64 what is to be said of its first L' features.
     """
 
     units: np.ndarray
@@ -24,6 +25,7 @@ class EncodedMedium:
     layout: MediaLayout
     spans: tuple[tuple[int, int, int], ...] = ()
     instruction: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

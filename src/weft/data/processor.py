@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,8 @@ class Processor:
         Raises: DataError where text, markers and media disagree or a medium cannot be read; ContextTooShort where a medium or a
         prompt does not fit into `max_tokens`.
         """
+        if self.system.context == 0:
+            return self._encode_media(conversation)
         if self.template.caption:
             return self._encode_caption(conversation, max_tokens)
         opened = [self._open(conversation, medium, i) for i, medium in enumerate(conversation.media())]
@@ -114,6 +116,10 @@ class Processor:
         ids = begin + self.tokenizer.encode(text)[: limit - len(begin) - len(end)] + end
         if self.template.pad_to_context:
             ids += end * (limit - len(ids))
+        return replace(self._encode_media(conversation, ids), text=text)
+
+    def _encode_media(self, conversation: Conversation, ids: Sequence[int] = ()) -> EncodedSample:
+        """Media beside a text that has no place for them; without ids, for a system that reads no text at all."""
         media: dict[str, list[EncodedMedium]] = {}
         for i, medium in enumerate(conversation.media()):
             media.setdefault(medium.stream, []).append(self._open(conversation, medium, i).encoded(()))
@@ -126,7 +132,6 @@ class Processor:
             id=conversation.id,
             source=conversation.source,
             group=str(conversation.meta.get("group", "")),
-            text=text,
         )
 
     def _caption_end(self) -> list[int]:
@@ -238,7 +243,13 @@ class Processor:
             opened = stream.transform.open(medium.source, stream.layout)
         except DataError as error:
             raise DataError(f"sample {conversation.name}, {medium.stream} {index + 1}: {error}") from None
-        return _Opened(stream.transform, opened, self.system.num_positions(medium.stream, opened.layout))
+        targets = None if medium.targets is None else np.asarray(medium.targets, np.int64).reshape(len(opened.units), -1)
+        if targets is not None and targets.shape[1] > opened.layout.height * opened.layout.width:
+            raise DataError(
+                f"sample {conversation.name}, {medium.stream} {index + 1}: {targets.shape[1]} targets for "
+                f"{opened.layout.height * opened.layout.width} features; they must be made at the transform's clip length"
+            )
+        return _Opened(stream.transform, opened, self.system.num_positions(medium.stream, opened.layout), targets)
 
     def _region(self, conversation: Conversation, region: Region, opened: list[_Opened]) -> str:
         known = 0 <= region.media < len(opened)
@@ -278,9 +289,10 @@ class _Opened(NamedTuple):
     transform: MediaTransform
     medium: OpenedMedium
     num_positions: int
+    targets: np.ndarray | None
 
     def encoded(self, spans: tuple[tuple[int, int, int], ...]) -> EncodedMedium:
-        return EncodedMedium(self.medium.units, self.transform, self.medium.layout, spans)
+        return EncodedMedium(self.medium.units, self.transform, self.medium.layout, spans, targets=self.targets)
 
 
 class _Row(NamedTuple):
