@@ -135,9 +135,16 @@ class Hubert(ModalityEncoder):
                 nn.init.zeros_(layer.bias)
 
     def states(
-        self, units: Tensor, num_samples: Tensor | None = None, masked: Tensor | None = None, num_blocks: int | None = None
+        self,
+        units: Tensor,
+        num_samples: Tensor | None = None,
+        masked: Tensor | None = None,
+        num_blocks: int | None = None,
+        convolution_gradient: float = 1.0,
     ) -> HubertStates:
         """The hidden state after `num_blocks` blocks (None: after all and the final norm) and what the convolutions gave.
+
+        `convolution_gradient` scales all gradients that reach the convolutions.
 
         Shapes: units [N, S], num_samples [N] of the real samples or None where all are, `masked` [N, L] bool: frames whose
         place the mask embedding takes.
@@ -149,6 +156,8 @@ class Hubert(ModalityEncoder):
                 "samples; use a WaveformTransform of that length"
             )
         convolved = self.convolutions(units.to(self.feature_projection.weight.dtype), num_samples)
+        if convolution_gradient != 1.0 and convolved.requires_grad:
+            convolved.register_hook(lambda gradient: gradient * convolution_gradient)
         hidden = self.feature_projection(self.feature_norm(convolved))
         valid = None
         if masked is not None:
@@ -168,6 +177,18 @@ class Hubert(ModalityEncoder):
         num_blocks = None if wanted == "normed" else num_blocks_to_run(wanted, self.config.num_layers)
         states = self.states(units, real_samples(units, unit_item, layout), num_blocks=num_blocks)
         return MediaFeatures(states.hidden, unit_item, layout, states.valid)
+
+    def masked_features(
+        self,
+        units: Tensor,
+        unit_item: Tensor,
+        layout: tuple[MediaLayout, ...],
+        masked: Tensor | None,
+        convolution_gradient: float = 1.0,
+    ) -> tuple[MediaFeatures, Tensor]:
+        """The last features with the `masked` frames [N, L] hidden, and what the convolutions gave, [N, L, width]."""
+        states = self.states(units, real_samples(units, unit_item, layout), masked, convolution_gradient=convolution_gradient)
+        return MediaFeatures(states.hidden, unit_item, layout, states.valid), states.convolved
 
 
 def real_samples(units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ...]) -> Tensor | None:

@@ -13,6 +13,7 @@ from weft.core.interfaces import System
 from weft.serving.quantities import count, percent, short, size_of_memory
 from weft.systems.accounting import Part, SampleShape, num_parameters, on_meta, parts
 from weft.systems.dual_encoder import DualEncoder
+from weft.systems.media_encoder import MediaEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 from weft.training.memory import StageCost, stage_cost
 from weft.training.stage import Recipe, Stage
@@ -49,7 +50,7 @@ def _systems(recipe: Recipe) -> dict[str, System]:
 def sample_of(stage: Stage, text_tokens: int) -> SampleShape:
     """One medium of each stream that the stage's system has, at the processor's size, and some text."""
     system, transforms = stage.system, stage.processor.transforms
-    if isinstance(system, DualEncoder.Config):
+    if isinstance(system, DualEncoder.Config | MediaEncoder.Config):
         streams = [system.stream]
     else:
         streams = list(system.streams) if isinstance(system, MultimodalLM.Config) else []

@@ -20,6 +20,7 @@ from weft.core.interfaces import System
 from weft.core.sequence import TokenSequence
 from weft.layers.kernels import use_kernel
 from weft.systems.dual_encoder import DualEncoder
+from weft.systems.media_encoder import MediaEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 
 
@@ -135,6 +136,13 @@ def _dual_encoder(system: DualEncoder, sample: SampleShape, dtype: torch.dtype) 
     text = TextSide(tokens=ones, order=places, segment=ones, positions=places, modality=ones * 0)
     media = system.project_media(units, unit_item, (system.config.media.layout(),))
     return [media, system.text_projection(system.text(text))]
+
+
+@run_on_meta.register
+def _media_encoder(system: MediaEncoder, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
+    units, unit_item = _units(sample.units[system.config.stream], dtype)
+    features, convolved = system.hidden_features(units, unit_item, (system.config.encoder.layout(),), None)
+    return [system.head(features.values), convolved]
 
 
 def _units(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
