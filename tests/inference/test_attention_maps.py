@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_model import picture, question, tiny_model
@@ -8,8 +10,11 @@ from weft.data.collate import collate
 from weft.inference import attention_maps
 from weft.inference.attention_maps import attention_map, grid_of
 from weft.inference.continuation import with_tokens
+from weft.inference.model import Model
 from weft.inference.sampling import Sampling
 from weft.layers.kernels import record_attention
+from weft.projectors.perceiver import Perceiver
+from weft.projectors.positioned import Positioned
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,17 @@ def test_what_does_not_exist_is_named(model, reply):
         attention_map(model, ASKED, reply.token_ids, stream="audio")
     with pytest.raises(AttentionError, match="6 tokens, chosen were"):
         attention_map(model, ASKED, reply.token_ids, chosen=[6])
+
+
+def test_a_resamplers_queries_have_no_map_even_where_their_number_makes_a_grid(model, reply):
+    stream = model.system.stream("image")
+    resampled = Perceiver.Config(num_latents=4, num_layers=1, num_heads=2, head_width=8)
+    assert stream.projector.config.keeps_places and not Positioned.Config(inner=resampled).keeps_places
+    config = replace(model.system.config, streams={"image": replace(model.system.config.streams["image"], projector=resampled)})
+    other = Model(config.build().eval(), model.processor.config.build(model.processor.tokenizer, config))
+    assert grid_of(config.layout("image"), 4) == (2, 2)
+    with pytest.raises(AttentionError, match="the tokens of Perceiver stand for no places"):
+        attention_map(other, ASKED, reply.token_ids)
 
 
 def test_grids():

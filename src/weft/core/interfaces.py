@@ -122,6 +122,11 @@ class InputProjector(nn.Module, ABC):
         def num_tokens(self, layout: MediaLayout) -> int:
             """Tokens that one medium of this layout becomes: arithmetic, no weights."""
 
+        @property
+        def keeps_places(self) -> bool:
+            """Whether tokens stand for places of the grid, row by row; a resampler's queries read from everywhere."""
+            return True
+
     config: Any
 
     @abstractmethod

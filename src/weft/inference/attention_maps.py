@@ -89,6 +89,11 @@ def map_of_row(
     keys = torch.cat([torch.arange(start, start + length, device=spans.device) for start, length in spans[:, 3:].tolist()])
     attention = torch.stack([probabilities[0][:, index] for probabilities in maps]).mean((0, 1))  # [queries, T]
     over_medium = attention[:, keys].mean(0)
+    projector = system.stream(stream).projector
+    if not projector.config.keeps_places:
+        raise AttentionError(
+            f"the tokens of {type(projector).__name__} stand for no places; a map needs a projector that keeps places"
+        )
     grid = grid_of(batch.media[stream].layout[medium], len(keys))
     even = len(keys) * float((1.0 / (index + 1.0)).mean())
     return AttentionMap(over_medium.view(grid).cpu(), float(over_medium.sum()), even, difference)
@@ -97,7 +102,7 @@ def map_of_row(
 def grid_of(layout: MediaLayout, num_tokens: int) -> tuple[int, int]:
     """Rows and columns of the tokens that a medium became: the feature grid, or that grid made coarser by a whole factor.
 
-    Raises: AttentionError for tokens that stand for no places, such as a resampler's queries.
+    Raises: AttentionError for a number of tokens that makes no grid.
     """
     if layout.num_units == 1 and num_tokens > 0 and layout.positions % num_tokens == 0:
         factor = math.isqrt(layout.positions // num_tokens)

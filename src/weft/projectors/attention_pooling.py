@@ -31,6 +31,10 @@ class AttentionPooling(InputProjector):
         def num_tokens(self, layout: MediaLayout) -> int:
             return layout.num_units * self.num_queries
 
+        @property
+        def keeps_places(self) -> bool:
+            return False
+
         @classmethod
         def tiny(cls) -> Self:
             return cls(num_queries=5, head_width=8)

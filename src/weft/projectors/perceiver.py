@@ -88,6 +88,10 @@ class Perceiver(InputProjector):
         def num_tokens(self, layout: MediaLayout) -> int:
             return self.num_latents
 
+        @property
+        def keeps_places(self) -> bool:
+            return False
+
         @classmethod
         def tiny(cls) -> Self:
             return cls(num_latents=4, num_layers=2, num_heads=2, head_width=8, num_frames=2, num_media=3)

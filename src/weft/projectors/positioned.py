@@ -41,6 +41,10 @@ class Positioned(InputProjector):
                 )
             return count
 
+        @property
+        def keeps_places(self) -> bool:
+            return self.inner.keeps_places
+
         @classmethod
         def tiny(cls) -> Self:
             return cls(inner=MLP.Config.tiny())

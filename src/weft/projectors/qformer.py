@@ -44,6 +44,10 @@ class QFormer(InputProjector):
         def num_tokens(self, layout: MediaLayout) -> int:
             return self.num_queries * layout.num_units
 
+        @property
+        def keeps_places(self) -> bool:
+            return False
+
         @classmethod
         def tiny(cls) -> Self:
             return cls(num_queries=4, width=32, num_layers=2, num_heads=2, feed_forward_width=48)

@@ -57,6 +57,10 @@ class QwenResampler(InputProjector):
         def num_tokens(self, layout: MediaLayout) -> int:
             return layout.num_units * self.grid**2
 
+        @property
+        def keeps_places(self) -> bool:
+            return False
+
         @classmethod
         def tiny(cls) -> Self:
             return cls(grid=2, head_width=8)
