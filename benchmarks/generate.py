@@ -12,21 +12,15 @@ the process's own CPU time (with one thread). Writes results/generate.json and g
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
-import platform
-import random
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from comparison import CLOCKS, FLOOR, HERE, Clock, conditions, processor, ratio_of_medians
 from rich.console import Console
 from rich.table import Table
 
@@ -41,10 +35,7 @@ from weft.language_models.decoder import Decoder
 from weft.projectors.mlp import MLP
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 
-HERE = Path(__file__).parent
-FLOOR = 0.97
 FLOORS = {"tiny": 1.5}
-RESAMPLES = 4000
 FIRST_TOKENS = 5  # prefills of one run, of which the median counts: a single one of a few milliseconds is mostly noise
 TEXT_TOKENS = 24  # around the image
 
@@ -111,8 +102,6 @@ class Result:
 
 
 Run = Callable[[int], Any]  # number of new tokens -> their ids
-Clock = Callable[[], float]
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def system_of(name: str) -> MultimodalLM:
@@ -245,41 +234,6 @@ def compare(case: Case, system: MultimodalLM, reference: Any, num_runs: int, new
     return results
 
 
-def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """The ratio, and the lower end of its 95% bootstrap interval."""
-    draw = random.Random(0)
-    ratios = sorted(
-        statistics.median(draw.choices(ours, k=len(ours))) / statistics.median(draw.choices(theirs, k=len(theirs)))
-        for _ in range(RESAMPLES)
-    )
-    return statistics.median(ours) / statistics.median(theirs), ratios[int(0.025 * RESAMPLES)]
-
-
-def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    import transformers
-
-    cpu = next((line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "src"], cwd=HERE.parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip() + (" with changes in src" if changed.stdout.strip() else ""),
-        "hardware": f"{cpu}, {arguments.threads} thread(s), {arguments.clock} time",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "new_tokens": arguments.new_tokens,
-        "command": "python benchmarks/generate.py " + " ".join(sys.argv[1:]),
-    }
-
-
-def _cpu_lines() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
-
-
 def columns(result: Result) -> list[str]:
     if result.metric == "decode":
         sides = [f"{result.weft:,.0f} tokens/s", f"{result.transformers:,.0f} tokens/s"]
@@ -343,7 +297,7 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    where = conditions(arguments)  # before the run: it is this code that is measured, whatever is committed meanwhile
+    where = conditions("generate.py", processor(arguments.threads, arguments.clock)) | {"new_tokens": arguments.new_tokens}
     console = Console(width=140)
     results: list[Result] = []
     for name in arguments.models:
