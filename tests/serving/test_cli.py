@@ -408,6 +408,18 @@ def test_demo_passes_on_what_it_is_told(capsys, monkeypatch, tmp_path):
     assert "--minutes" in fails(capsys, "demo", "--minutes", 0)
 
 
+def test_a_stopped_demo_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    from weft.recipes import demo
+    from weft.training.interrupts import TrainingInterrupted
+
+    def stopped(*_):
+        raise TrainingInterrupted("stopped after step 3")
+
+    monkeypatch.setattr(demo, "run_demo", stopped)
+    line = fails(capsys, "demo", "-o", tmp_path / "here", code=130)
+    assert line.endswith("stopped after step 3; the same command goes on")
+
+
 def test_demo_leaves_another_run_alone(capsys, tmp_path):
     says(capsys, "train", "siglip", "--tiny", "-o", tmp_path / "run", "--set", "stages.contrastive.steps=1", "--no-tensorboard")
     assert "another recipe" in fails(capsys, "demo", "--minutes", 0.05, "-o", tmp_path / "run")

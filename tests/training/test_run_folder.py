@@ -1,4 +1,5 @@
 import errno
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import weft.training.model_folder as model_folder
 from weft.core.errors import CheckpointError, ContextTooShort, RunError
 from weft.data.tokenizers import Tokenizer
 from weft.training.checkpointing import Checkpoints
+from weft.training.logging import RunLog
 from weft.training.model_folder import load_weights, read_weights, write_weights
 from weft.training.run_folder import RunFolder
 from weft.training.trainer import Trainer
@@ -140,6 +142,19 @@ def test_a_full_disk_leaves_no_half_model_folder(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="the disk is full"):
         trainer(tmp_path / "run").fit()
     assert list((tmp_path / "run" / "stages").iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
+def test_a_full_disk_under_the_logs_says_so_too(tmp_path, monkeypatch):
+    def on_a_full_disk(log, folder, tensorboard=False):
+        opened(log, folder, tensorboard)
+        log.close()
+        log._metrics, log._text = (open("/dev/full", "a") for _ in range(2))  # noqa: SIM115 - the log closes them
+
+    opened = RunLog.__init__
+    monkeypatch.setattr(RunLog, "__init__", on_a_full_disk)
+    with pytest.raises(RunError, match="the disk is full: /dev/full was not written"):
+        trainer(tmp_path / "run").fit()
 
 
 def test_too_small_a_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):

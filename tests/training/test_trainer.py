@@ -1,19 +1,21 @@
 """What the trainer refuses, what it tells, and where it stops."""
 
 import math
+import signal
 import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 import torch
-from tiny_training import STEPS, Squares, recipe, system, tokenizer
+from tiny_training import STEPS, Squares, Strike, recipe, system, tokenizer
 
 from weft.core.errors import ConfigError, RunError
 from weft.objectives.contrastive import SoftmaxContrastive
 from weft.objectives.next_token import NextToken
 from weft.recipes.catalogue import tiny_recipe
 from weft.recipes.shrinking import tiny_tokenizer
+from weft.training.interrupts import TrainingInterrupted
 from weft.training.logging import read_metrics
 from weft.training.randomness import random_state, seed_everything, set_random_state
 from weft.training.trainer import Trainer, check_recipe
@@ -46,6 +48,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tmp_path)
     assert "align-2" in message
     assert (tmp_path / "run" / "checkpoints" / "align-2").is_dir()
     assert message in (tmp_path / "run" / "log.txt").read_text()
+
+
+class InterruptAtTheEnd(Strike):
+    """Ctrl-C when the last stage is through."""
+
+    def on_stage_end(self, end):
+        if end.name == "tune":
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_after_the_last_step_stops_what_would_follow(tmp_path):
+    made = Trainer(recipe(), tmp_path / "run", tokenizer=tokenizer(), callbacks=[InterruptAtTheEnd(-1, None)])
+    with pytest.raises(TrainingInterrupted, match=r"had finished when it was told to stop; .*model is whole"):
+        made.fit()
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert Trainer(recipe(), tmp_path / "run", tokenizer=tokenizer()).fit(resume=True) == tmp_path / "run" / "model"
 
 
 def with_stage(index, **changes):

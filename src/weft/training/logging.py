@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ class RunLog:
     def close(self) -> None:
         for file in (self._metrics, self._text, self._board):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # every line was flushed; what a full disk refused was told then
+                    file.close()
 
     def _write(self, file: Any, line: str) -> None:
         try:

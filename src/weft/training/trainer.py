@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.core.batch import MultimodalBatch
-from weft.core.errors import ConfigError, WeftError
+from weft.core.errors import ConfigError, RunError, WeftError
 from weft.core.interfaces import Objective, System
 from weft.data.collate import collate
 from weft.data.encoded_sample import EncodedSample
@@ -108,7 +109,8 @@ class Trainer:
             with Interrupts() as interrupts:
                 self._fit(log, interrupts)
         except (WeftError, TrainingInterrupted) as error:
-            log.text(str(error))
+            with suppress(RunError):  # a full disk has a first reason, and that is the one to tell
+                log.text(str(error))
             raise
         finally:
             log.close()
@@ -123,6 +125,8 @@ class Trainer:
         if not self.folder.model.exists():
             self.folder.publish(last)
         log.text(f"finished: {self.folder.model}")
+        if interrupts.requested:  # too late for a step: what the caller would do next is what is stopped
+            raise TrainingInterrupted(f"training had finished when it was told to stop; {self.folder.model} is whole")
 
     def _system(self, index: int, before: System | None, log: RunLog) -> System:
         """The stage's system as it starts: fresh, taken from earlier stages, or the one before going on."""
@@ -202,7 +206,7 @@ class Trainer:
                 saved["time"] = time.perf_counter()
             if interrupts.requested:
                 done = f"stopped after step {step} of stage {stage.name!r}"
-                raise TrainingInterrupted(f"{done}; {place.path} is kept, go on with --resume")
+                raise TrainingInterrupted(f"{done}; {place.path} is kept")
 
         assemble = partial(_assemble, packing=stage.packing, max_tokens=stage.max_tokens)
         stream = DataStream(

@@ -21,9 +21,13 @@ def demo(
     from rich.console import Console
 
     from weft.recipes.demo import run_demo
+    from weft.training.interrupts import TrainingInterrupted
 
     console = Console()
-    run_demo(output, minutes, seed, console)
+    try:
+        run_demo(output, minutes, seed, console)
+    except TrainingInterrupted as stop:
+        raise TrainingInterrupted(f"{stop}; the same command goes on") from None
     picture = output / "report" / "canvas.png"
     if console.is_terminal and sys.stdin.isatty() and typer.confirm("Talk to it now?", default=True):
         chat(str(output / "model"), image=[str(picture)])

@@ -66,6 +66,7 @@ def train(
     from weft.recipes.training_run import TrainingRun
     from weft.serving.chosen_recipe import chosen_recipe
     from weft.serving.device import chosen_device
+    from weft.training.interrupts import TrainingInterrupted
     from weft.training.progress import progress_view
 
     console = Console()
@@ -86,5 +87,8 @@ def train(
         validate_every=validate_every,
         tensorboard=find_spec("tensorboard") is not None if tensorboard is None else tensorboard,
     )
-    model = trainer.fit(resume=resume)
+    try:
+        model = trainer.fit(resume=resume)
+    except TrainingInterrupted as stop:
+        raise TrainingInterrupted(f"{stop}; go on with --resume") from None
     console.print(f"The model is in [bold]{model}[/]; talk to it: weft chat {model} --image FILE", highlight=False)
