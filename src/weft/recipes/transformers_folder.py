@@ -22,7 +22,10 @@ from weft.systems.multimodal_lm import MultimodalLM
 MARKER = "<image>"
 BICUBIC = 3
 
-_TEMPLATES = {"llama": "vicuna_v1", "qwen2": "chatml", "qwen3": "chatml", "clip": "clip_text", "siglip": "siglip_text"}
+_TEMPLATES = {
+    "llama": "vicuna_v1", "qwen2": "chatml", "qwen3": "chatml", "clip": "clip_text", "eva_clip": "clip_text",
+    "siglip": "siglip_text",
+}  # fmt: skip
 
 
 def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[System.Config, KeyMap, Processor]:
