@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -48,6 +49,22 @@ def test_a_header_cut_short_starts_a_new_file(tmp_path):
     path.write_bytes(b'{"records": 1, "ru')
     RecordFile(path, KEY).append([record(0)])
     assert read_records(path) == (record(0),)
+
+
+def test_a_full_disk_names_the_file_and_keeps_its_answers(tmp_path, monkeypatch):
+    path = tmp_path / "model.jsonl"
+    file = RecordFile(path, KEY)
+    file.append([record(0)])
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("weft.evaluation.records.os.fsync", full)
+    with pytest.raises(
+        RunError, match=r"model\.jsonl could not be written \(No space left on device\); the answers in it stand"
+    ):
+        file.append([record(1)])
+    assert read_records(path)[0] == record(0)
 
 
 def test_answers_of_another_model_are_refused(tmp_path):

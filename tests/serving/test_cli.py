@@ -379,8 +379,11 @@ def test_data_desk_draws_a_sheet(capsys, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
 def test_a_full_disk_is_one_line(capsys, tmp_path):
-    (tmp_path / "full.png").symlink_to("/dev/full")
+    (tmp_path / "full.png").write_bytes(b"an older sheet")
+    (tmp_path / ".partial-full.png").symlink_to("/dev/full")  # where a sheet is written before it takes its place
     assert "no space left" in fails(capsys, "data", "desk", "--preview", tmp_path / "full.png", "-n", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["full.png"]
+    assert (tmp_path / "full.png").read_bytes() == b"an older sheet"
 
 
 def test_data_desk_names_a_wrong_split_and_a_wrong_place(capsys, tmp_path):

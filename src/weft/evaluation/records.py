@@ -62,10 +62,16 @@ class RecordFile:
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with self.path.open("ab") as file:
-            file.write(text.encode("utf-8", errors="backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(text.encode("utf-8", errors="backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(
+                f"{self.path} could not be written ({reason}); the answers in it stand, mend it and go on"
+            ) from error
 
     def _drop_torn_line(self) -> None:
         content = self.path.read_bytes()

@@ -66,7 +66,7 @@ def remove_partial(folder: Path) -> None:
 def refusal(target: Path, error: BaseException) -> str:
     """One line on why `target` could not be written."""
     if _is_full(error, target.parent):
-        return f"the disk is full: {target} was not written; what stood there before is untouched; free space, then resume"
+        return f"the disk is full: {target} was not written; what stood there before is untouched; free some space, then go on"
     reason = getattr(error, "strerror", None) or error
     return f"{target} could not be written ({reason}); what stood there before is untouched"
 

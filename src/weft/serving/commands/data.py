@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +33,14 @@ def desk(
     from weft.core.errors import ConfigError
     from weft.data.desk import Desk, Split
     from weft.data.desk.preview import preview as write_preview
+    from weft.training.atomic import PARTIAL
 
     if preview.suffix.lower() != ".png":
         raise ConfigError(f"--preview writes a PNG; give it a name that ends in .png, not {preview.name!r}")
-    path = write_preview(Desk(cast(Split, split), seed), preview, number)
-    Console().print(f"{number} samples of desk/{split}, seed {seed}: [bold]{path}[/]")
+    partial = preview.with_name(f"{PARTIAL}{preview.name}")
+    try:
+        write_preview(Desk(cast(Split, split), seed), partial, number)
+        os.replace(partial, preview)
+    finally:
+        partial.unlink(missing_ok=True)
+    Console().print(f"{number} samples of desk/{split}, seed {seed}: [bold]{preview}[/]")
