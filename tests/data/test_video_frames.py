@@ -5,6 +5,7 @@ import struct
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,18 +28,20 @@ def shades(frames):
     return [float(frame.mean()) / 10 for frame in frames]
 
 
-def written(frames=FRAMES, container="matroska", codec="ffv1", pixels="bgr0", **options):
+def written(frames=FRAMES, container="matroska", codec="ffv1", pixels="bgr0", between_keys=None, **options):
     """The bytes of a video file, ten frames a second; ffv1 in bgr0 loses nothing."""
     av = pytest.importorskip("av")
     with tempfile.NamedTemporaryFile() as file:  # by name: moving the index to the front opens the file again
-        _write(av, file.name, frames, container, codec, pixels, options)
+        _write(av, file.name, frames, container, codec, pixels, between_keys, options)
         return Path(file.name).read_bytes()
 
 
-def _write(av, name, frames, container, codec, pixels, options):
+def _write(av, name, frames, container, codec, pixels, between_keys, options):
     with av.open(name, "w", format=container, options=options) as out:
         stream = out.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt = (*frames.shape[1:3], pixels)
+        if between_keys is not None:
+            stream.gop_size = between_keys
         for frame in frames:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         out.mux(stream.encode())
@@ -97,8 +100,47 @@ def test_a_video_that_lies_on_its_side_is_put_upright():
     assert upright[: WIDTH // 2 - 2].mean() > 250 and upright[WIDTH // 2 + 2 :].mean() < 10
 
 
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels"),
+    [
+        ("mp4", "libx264", "yuv420p"),  # with frames out of order
+        ("matroska", "libx264", "yuv420p"),
+        ("mpegts", "libx264", "yuv420p"),
+        ("webm", "libvpx", "yuv420p"),
+        ("avi", "mpeg4", "yuv420p"),
+    ],
+)
+@pytest.mark.parametrize("between_keys", [1, 4, 50])
+def test_sought_frames_are_those_that_counting_gives(container, codec, pixels, between_keys, monkeypatch):
+    texture = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    moving = np.stack([np.roll(texture, i, 1) for i in range(TOTAL)])  # most frames are told by those before them
+    data = written(moving, container, codec, pixels, between_keys)
+    for num_frames in (2, 5, 9):
+        sought = open_video(data, num_frames)
+        with monkeypatch.context() as patch:
+            patch.setattr(video, "_frames_sought", lambda *_: None)
+            counted = open_video(data, num_frames)
+        assert all(np.array_equal(a, b) for a, b in zip(sought, counted, strict=True))
+
+
+def test_of_a_long_video_only_the_way_from_key_frames_is_decoded():
+    decoded = []
+    data = mp4(between_keys=5)
+    with video._container(data, "clip") as container:
+        index = video._index(container, "clip")
+    with video._container(data, "clip") as container:
+        counting = SimpleNamespace(
+            streams=container.streams, seek=container.seek,
+            decode=lambda stream: (decoded.append(frame.pts) or frame for frame in container.decode(stream)),
+        )  # fmt: skip
+        found = video._frames_sought(counting, [0, 11, 23], index, "clip")
+    assert sorted(found) == [0, 11, 23]
+    assert [index.times.index(key) for key in index.keys] == [0, 4, 8, 12, 16, 20]
+    assert len(decoded) == 1 + 4 + 4  # frame 0; from 8 to 11; from 20 to 23
+
+
 def test_frames_are_counted_again_where_packets_gave_none(monkeypatch):
-    monkeypatch.setattr(video, "_num_packets", lambda container, name: 2 * TOTAL)
+    monkeypatch.setattr(video, "_index", lambda container, name: video._Index([None] * 2 * TOTAL, []))
     assert shades(open_video(written(), 5)) == SAMPLED
 
 

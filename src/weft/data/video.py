@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -41,8 +43,7 @@ def open_video(source: Any, num_frames: int) -> list[np.ndarray]:
     """`num_frames` frames (height, width, 3) uint8, RGB and upright; one frame where the source is one picture.
 
     `source` is a path or the bytes of a file, which PyAV decodes; a list of pictures as `open_image` takes them; an array
-    (frames, height, width, 3) uint8; or one picture. Files are decoded up to their last sampled frame, and nothing but the file
-    itself is read, whatever it refers to.
+    (frames, height, width, 3) uint8; or one picture. Nothing but the file itself is read, whatever it refers to.
 
     Raises: DataError where it is missing, no video, without frames, cut off or damaged; WeftError where PyAV is missing. A cut
     is seen by a broken last frame, or where half a second of the declared duration is missing; some streams (MPEG-TS) declare
@@ -99,19 +100,36 @@ def _pictures(sources: Sequence[Any], num_frames: int) -> list[np.ndarray]:
     return [opened[index] for index in wanted]
 
 
+class _Index(NamedTuple):
+    """What a file's packets say of its frames.
+
+    `times` has each frame's time in order of showing, in the stream's unit, None where a packet has none; `keys` the times at
+    which decoding may start.
+    """
+
+    times: list[int | None]
+    keys: list[int]
+
+
 def _decoded(source: Any, name: str, num_frames: int) -> list[np.ndarray]:
-    """The sampled frames of a file; counted by its packets, and once more by its frames where a packet gave none."""
+    """The sampled frames of a file: sought by their times, or counted from the start where times do not lead to them."""
     with _container(source, name) as container:
-        total = _num_packets(container, name)
+        index = _index(container, name)
+    wanted = sampled_frames(len(index.times), num_frames)
+    with _container(source, name) as container:
+        frames = _frames_sought(container, wanted, index, name)
+    if frames is not None:
+        return [frames[number] for number in wanted]
+    total = len(index.times)
     while True:
+        wanted = sampled_frames(total, num_frames)
         with _container(source, name) as container:
-            wanted = sampled_frames(total, num_frames)
-            frames, seen = _frames_at(container, set(wanted), name)
+            frames, seen = _frames_counted(container, set(wanted), name)
         if seen > wanted[-1]:
-            return [frames[index] for index in wanted]
+            return [frames[number] for number in wanted]
         if seen == 0:
             raise DataError(f"{name} has no frame that can be decoded")
-        total = seen
+        total = seen  # some packets gave no frame
 
 
 @contextmanager
@@ -141,34 +159,65 @@ def _container(source: Any, name: str) -> Iterator[InputContainer]:
         raise DataError(f"{name} is no video of a known format, or it is cut off: {error.strerror}") from None
 
 
-def _num_packets(container: InputContainer, name: str) -> int:
-    """Packets of pictures that are shown. Raises: DataError where there are none, or fewer than the file declares."""
+def _index(container: InputContainer, name: str) -> _Index:
+    """Read all packets, decode none. Raises: DataError where no picture is shown, or the file ends before it says."""
     video = container.streams.video[0]
-    shown, broken, end = 0, False, Fraction(0)
+    times: list[int | None] = []
+    keys: list[int] = []
+    broken, end = False, Fraction(0)
     for packet in container.demux():
         start = packet.pts if packet.pts is not None else packet.dts
         if start is not None and packet.time_base:
             end = max(end, (start + (packet.duration or 0)) * packet.time_base)
         if packet.stream is video and packet.size and not packet.is_discard:
-            shown, broken = shown + 1, packet.is_corrupt
-    if not shown:
+            times.append(packet.pts)
+            broken = packet.is_corrupt
+            if packet.is_keyframe and packet.pts is not None:
+                keys.append(packet.pts)
+    if not times:
         raise DataError(f"{name} has no frames")
     if broken:
-        raise DataError(f"{name} is cut off: the last of its {shown} frames is not whole")
+        raise DataError(f"{name} is cut off: the last of its {len(times)} frames is not whole")
     declared = Fraction(container.duration or 0, MICROSECONDS)
     if declared - end > MISSING_SECONDS:
-        raise DataError(f"{name} is cut off: its {shown} frames end at {float(end):.1f} of {float(declared):.1f} seconds")
-    return shown
+        raise DataError(f"{name} is cut off: its {len(times)} frames end at {float(end):.1f} of {float(declared):.1f} seconds")
+    times.sort(key=lambda time: -math.inf if time is None else time)  # packets come in the order of decoding
+    return _Index(times, sorted(keys))
 
 
-def _frames_at(container: InputContainer, wanted: set[int], name: str) -> tuple[dict[int, np.ndarray], int]:
-    """The wanted frames by their index, and how many frames were seen on the way to the last of them."""
+def _frames_sought(container: InputContainer, wanted: Sequence[int], index: _Index, name: str) -> dict[int, np.ndarray] | None:
+    """The wanted frames by their number, decoded from the last key frame before each; None where one is not found so."""
+    import av
+
+    if None in index.times or len(set(index.times)) < len(index.times):
+        return None
+    times = [time for time in index.times if time is not None]
+    video = container.streams.video[0]
+    found: dict[int, np.ndarray] = {}
+    try:
+        frames, at = container.decode(video), times[0]
+        for number in sorted(set(wanted)):
+            key = bisect_right(index.keys, times[number]) - 1
+            if key >= 0 and index.keys[key] > at:  # decoding on to here would pass a key frame
+                container.seek(index.keys[key], stream=video)
+                frames = container.decode(video)
+            frame = next((frame for frame in frames if frame.pts is not None and frame.pts >= times[number]), None)
+            if frame is None or frame.pts != times[number]:
+                return None
+            found[number], at = _upright(frame, name), times[number]
+    except av.FFmpegError:
+        return None
+    return found
+
+
+def _frames_counted(container: InputContainer, wanted: set[int], name: str) -> tuple[dict[int, np.ndarray], int]:
+    """The wanted frames by their number, and how many frames were seen on the way to the last of them."""
     import av
 
     found: dict[int, np.ndarray] = {}
     seen = 0
     try:
-        for frame in container.decode(video=0):
+        for frame in container.decode(container.streams.video[0]):
             if seen in wanted:
                 found[seen] = _upright(frame, name)
             seen += 1
