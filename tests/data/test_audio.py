@@ -4,10 +4,12 @@ import importlib.util
 import io
 import struct
 import wave
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny_training import VOCABULARY, tokenizer
 
 from weft.core import config
 from weft.core.conversation import Conversation, Media, assistant, user
@@ -16,7 +18,13 @@ from weft.core.layout import MediaLayout
 from weft.data.audio import AudioTransform, Waveform, WaveformTransform, open_audio
 from weft.data.collate import collate
 from weft.data.log_mel import log_mel
+from weft.data.processor import Processor
 from weft.data.resampling import resample
+from weft.encoders.whisper import Whisper
+from weft.fusion.token_concatenation import TokenConcatenation
+from weft.language_models.decoder import Decoder
+from weft.projectors.linear import Linear
+from weft.systems.multimodal_lm import MultimodalLM, Stream
 
 RATE = 16_000
 
@@ -211,24 +219,30 @@ def test_standardised_samples_equal_the_reference():
     np.testing.assert_allclose(ours, theirs["input_values"], atol=1e-5)
 
 
-def test_a_48_kilohertz_stereo_file_goes_through_the_processor_to_a_batch(tmp_path):
-    from test_processor import TOKENIZER, Stand
-
-    from weft.data.processor import Processor
-
+def test_a_48_kilohertz_stereo_file_goes_through_the_processor_to_a_language_model(tmp_path):
     left, right = tone(1000, 0.5, 48_000), tone(1000, 0.5, 48_000) / 2
     (tmp_path / "a.wav").write_bytes(wav(encoded(np.stack((left, right), 1).ravel(), 1, 16), 1, 2, 48_000, 16))
-    settings = Processor.Config(template="compact", transforms={"audio": AudioTransform(clip_seconds=0.5)})
-    settings = config.loads(config.dumps(settings))
-    processor = settings.build(TOKENIZER, Stand())
-    asked = Conversation((user(Media(tmp_path / "a.wav", "audio"), "What do you hear?"), assistant("A tone.")), id="7")
+    transform = AudioTransform(num_mels=8, clip_seconds=0.32)
+    system = MultimodalLM.Config(
+        language_model=replace(Decoder.Config.tiny(), vocabulary=VOCABULARY),
+        streams={"audio": Stream.Config(encoder=Whisper.Config.tiny(), projector=Linear.Config())},
+        fusions=(TokenConcatenation.Config(streams=("audio",)),),
+    )
+    settings = config.loads(config.dumps(Processor.Config(template="compact", transforms={"audio": transform})))
+    processor = settings.build(tokenizer(), system)
+    asked = Conversation((user(Media(tmp_path / "a.wav", "audio"), "Which?"), assistant("red")), id="7")
     sample = processor.encode(asked)
+    assert sample.media["audio"][0].layout == Whisper.Config.tiny().layout() == MediaLayout(1, 16)
+    assert sample.modality.sum() == 16
     batch = collate([sample, processor.encode(asked)])
     media = batch.media["audio"]
-    assert media.units.shape == (1, 80, 50), "one file, heard once"
-    expected = AudioTransform(clip_seconds=0.5).open(Waveform(tone(1000, 0.5) * 0.75, RATE), MediaLayout(1, 3)).units
-    middle = slice(5, -5)  # at the ends the filter sees silence
-    assert np.abs(media.units.numpy() - expected)[0, :, middle].max() < 0.1  # rounding to 16 bits shows in the quiet bands
+    assert media.units.shape == (1, 8, 32), "one file, heard once"
+    expected = transform.open(Waveform(tone(1000, 0.5) * 0.75, RATE), MediaLayout(1, 16)).units
+    inside = slice(4, None)  # before it the filter sees silence
+    assert np.abs(media.units.numpy() - expected)[0, :, inside].max() < 0.1  # rounding to 16 bits shows in quiet bands
+    torch.manual_seed(0)
+    logits = system.build()(batch).logits()
+    assert logits.shape == (2, len(sample), VOCABULARY) and logits.isfinite().all()
     (tmp_path / "a.wav").write_bytes(b"")
     with pytest.raises(DataError, match=r"sample 7, audio 1: .*a\.wav is an empty file"):
         processor.encode(asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +66,32 @@ class Clusters:
     @staticmethod
     def load(path: Path) -> Clusters:
         """Read what `save` wrote. Raises: DataError for a file that holds no centroids."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} cannot be read as clusters: {error}") from None
+        tensors = _tensors(path, "clusters")
         if set(tensors) != {_KEY} or tensors[_KEY].dim() != 2:
             raise DataError(f"{path} holds {sorted(tensors)}, a file of clusters holds one matrix {_KEY!r}")
         return Clusters(tensors[_KEY])
+
+
+def write_targets(path: Path, labels: Mapping[str, Tensor]) -> None:
+    """Write the labels of recordings [L] by the recording's name as a safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: frames.to(torch.int32).cpu().contiguous() for name, frames in labels.items()}, path)
+
+
+def read_targets(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_targets` wrote: [L] int64 by name. Raises: DataError for a file that holds no labels."""
+    labels = _tensors(path, "targets")
+    if wrong := [name for name, frames in labels.items() if frames.dim() != 1 or frames.is_floating_point()]:
+        raise DataError(f"{path} holds {tuple(labels[wrong[0]].shape)} {labels[wrong[0]].dtype} for {wrong[0]}, not labels [L]")
+    return {name: frames.numpy().astype(np.int64) for name, frames in labels.items()}
+
+
+def _tensors(path: Path, what: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as {what}: {error}") from None

@@ -72,18 +72,18 @@ class Whisper(ModalityEncoder):
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
-            def size(width: int, num_layers: int, num_mels: int = 80) -> Self:
-                heads = width // 64
-                return cls(width=width, num_layers=num_layers, num_heads=heads, feed_forward_width=4 * width, num_mels=num_mels)
-
+            shapes = {  # width, layers, mel bands
+                "tiny": (384, 4, 80),
+                "base": (512, 6, 80),
+                "small": (768, 12, 80),
+                "medium": (1024, 24, 80),
+                "large": (1280, 32, 80),
+                "large-v2": (1280, 32, 80),
+                "large-v3": (1280, 32, 128),
+            }
             return {
-                "tiny": size(384, 4),
-                "base": size(512, 6),
-                "small": size(768, 12),
-                "medium": size(1024, 24),
-                "large": size(1280, 32),
-                "large-v2": size(1280, 32),
-                "large-v3": size(1280, 32, num_mels=128),
+                name: cls(width=width, num_layers=layers, num_heads=width // 64, feed_forward_width=4 * width, num_mels=mels)
+                for name, (width, layers, mels) in shapes.items()
             }
 
     def __init__(self, config: Config) -> None:
