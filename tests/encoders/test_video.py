@@ -25,6 +25,7 @@ from weft.layers.temporal_embedding import TemporalEmbedding
 from weft.projectors.linear import Linear
 from weft.projectors.mlp import MLP
 from weft.projectors.perceiver import Perceiver
+from weft.systems.accounting import SampleShape, cost, on_meta
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 
 IMAGE = ClipVision.Config.tiny()
@@ -162,6 +163,24 @@ def test_a_video_and_a_picture_go_from_the_conversation_to_the_language_model(pr
         assert model(batch).hidden.isfinite().all()
     _, _, row, start, length = media.spans[2].tolist()
     torch.testing.assert_close(embedded[row, start : start + length], alone, rtol=0, atol=1e-5)  # float32, other blocking
+
+
+def test_a_videos_cost_is_that_of_all_its_frames():
+    config = system(Linear.Config(), num_frames=None)
+    transform = processor(config).config.transforms["video"]
+    layout = transform.usual_layout(config.layout("video"))
+    assert transform.open(CLIP, config.layout("video")).layout == layout
+
+    def flops(frames, text):
+        """Of the encoder and projector: the language model's share, which sees as many tokens of text, is left out."""
+        media = SampleShape(1, {"video": (frames, 3, SIZE, SIZE)}, {"video": replace(GRID, frames=frames)})
+        alone = replace(config, streams={}, fusions=())
+        return cost(on_meta(config), media).forward_flops - cost(on_meta(alone), SampleShape(text)).forward_flops
+
+    head = 2 * config.language_model.output_width * VOCABULARY  # the head reads text alone
+    one = flops(1, 1 + GRID.positions) + head * GRID.positions
+    four = flops(NUM_FRAMES, 1 + NUM_FRAMES * GRID.positions) + head * NUM_FRAMES * GRID.positions
+    assert layout.frames == NUM_FRAMES and four == NUM_FRAMES * one
 
 
 def test_a_bad_video_names_its_sample_and_its_place():

@@ -41,6 +41,10 @@ class MediaTransform(config.Config, ABC):
         Raises: DataError where it cannot be read.
         """
 
+    def usual_layout(self, unit: MediaLayout) -> MediaLayout:
+        """The layout of a medium as this stream usually has it, known without reading one: what costs are counted for."""
+        return unit
+
     @abstractmethod
     def normalise(self, units: Sequence[np.ndarray]) -> Tensor:
         """Shapes: N units -> [N, *unit_shape] float32."""

@@ -88,6 +88,9 @@ class VideoTransform(MediaTransform):
         pixels = np.stack([self.frame.pixels(frame) for frame in frames])
         return OpenedMedium(pixels, replace(unit, frames=len(frames)), (width, height))
 
+    def usual_layout(self, unit: MediaLayout) -> MediaLayout:
+        return replace(unit, frames=self.num_frames)
+
     def normalise(self, units: Sequence[np.ndarray]) -> Tensor:
         return self.frame.normalise(units)
 

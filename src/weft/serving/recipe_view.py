@@ -55,7 +55,9 @@ def sample_of(stage: Stage, text_tokens: int) -> SampleShape:
     else:
         streams = list(system.streams) if isinstance(system, MultimodalLM.Config) else []
     room = min(text_tokens, system.context)
-    return SampleShape(room, {name: (1, *transforms[name].unit_shape) for name in streams})
+    layouts = {name: transforms[name].usual_layout(system.layout(name)) for name in streams}
+    units = {name: (layout.num_units, *transforms[name].unit_shape) for name, layout in layouts.items()}
+    return SampleShape(room, units, layouts)
 
 
 def _tree(recipe: Recipe, system: System) -> Tree:

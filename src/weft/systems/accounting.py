@@ -17,6 +17,7 @@ from weft.core.attention_rule import AttentionRule
 from weft.core.batch import TextSide
 from weft.core.errors import ConfigError
 from weft.core.interfaces import System
+from weft.core.layout import MediaLayout
 from weft.core.sequence import TokenSequence
 from weft.layers.kernels import use_kernel
 from weft.systems.dual_encoder import DualEncoder
@@ -28,11 +29,13 @@ from weft.systems.multimodal_lm import MultimodalLM
 class SampleShape:
     """One sample: its text and, by stream, the shape of its one medium as the encoder takes it.
 
-    Units: `text_tokens` in tokens, media not counted; `units` e.g. {"image": (1, 3, 336, 336)}.
+    Units: `text_tokens` in tokens, media not counted; `units` e.g. {"image": (1, 3, 336, 336)}. `layouts` where a medium has
+    several units, such as a video's frames; else the encoder's own.
     """
 
     text_tokens: int
     units: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    layouts: Mapping[str, MediaLayout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,13 @@ def _multimodal_lm(system: MultimodalLM, sample: SampleShape, dtype: torch.dtype
     embeddings = [system.language_model.embed(torch.zeros(1, sample.text_tokens, dtype=torch.long, device="meta"))]
     for name, shape in sample.units.items():
         stream = system.stream(name)
-        encoder, layout = stream.encoder, stream.encoder.config.layout()
+        encoder = stream.encoder
+        layout = sample.layouts.get(name, encoder.config.layout())
         trained = any(p.requires_grad for p in encoder.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             features = encoder(*_units(shape, dtype), (layout,))
         tokens = stream.projector(features)
-        embeddings.append(tokens.values[None, : system.config.num_positions(name)])
+        embeddings.append(tokens.values[None, : system.config.num_positions(name, layout)])
     embedded = torch.cat(embeddings, 1)
     length = embedded.shape[1]
     positions = torch.zeros(1, length, dtype=torch.long, device="meta")
