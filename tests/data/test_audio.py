@@ -197,8 +197,10 @@ def test_a_long_recording_is_clipped_and_a_short_one_padded_with_silence():
     short = transform.open(Waveform(samples[:4000], RATE), layout).units
     padded = transform.open(Waveform(np.pad(samples[:4000], (0, 12_000)), RATE), layout).units
     assert np.array_equal(short, padded) and short.shape == (1, *transform.unit_shape) == (1, 80, 100)
+    uneven = AudioTransform(clip_seconds=0.327)
+    assert uneven.open(Waveform(samples, RATE), layout).units.shape == (1, *uneven.unit_shape) == (1, 80, 32)
     with pytest.raises(ConfigError, match="too short"):
-        AudioTransform(clip_seconds=0.0)
+        AudioTransform(clip_seconds=0.02)
 
 
 def test_waveforms_of_a_batch_are_padded_and_their_layouts_say_how_far_they_go():

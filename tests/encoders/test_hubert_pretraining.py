@@ -15,6 +15,7 @@ from weft.core.errors import ConfigError, DataError
 from weft.core.layout import MediaLayout
 from weft.data.acoustic_targets import Clusters, read_targets, write_targets
 from weft.data.audio import WaveformTransform, open_audio
+from weft.data.collate import collate
 from weft.data.datasets.recordings import Recordings
 from weft.data.mfcc import mfcc, mfcc_frames, with_deltas
 from weft.data.processor import Processor
@@ -67,6 +68,21 @@ def test_mfcc_by_the_formula():
         expected = kaldi_mfcc_of_one_window(NOISE[frame * 160 : frame * 160 + 400].double().tolist())
         # float32 spectra; coefficients reach 100, and single bands may lie near the noise of the transform
         np.testing.assert_allclose(found[frame], expected, atol=2e-3)
+
+
+def test_mfcc_equals_the_reference_library():
+    """The log-mel values of `transformers` with Kaldi's settings, then scipy's cosine transform and the lifter."""
+    audio_utils = pytest.importorskip("transformers.audio_utils")
+    fft = pytest.importorskip("scipy.fft")
+    filters = audio_utils.mel_filter_bank(
+        257, 23, 20, RATE // 2, RATE, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True
+    )
+    levels = audio_utils.spectrogram(
+        NOISE.numpy(), audio_utils.window_function(400, "povey", periodic=False), 400, 160, fft_length=512, power=2.0,
+        center=False, preemphasis=0.97, mel_filters=filters, log_mel="log", mel_floor=2**-23, remove_dc_offset=True,
+    )  # fmt: skip
+    expected = fft.dct(levels.T, norm="ortho")[:, :13] * (1 + 11 * np.sin(np.pi * np.arange(13) / 22))
+    np.testing.assert_allclose(mfcc(NOISE), expected, atol=2e-3)  # as above
 
 
 def test_deltas_are_slopes_over_five_frames_with_repeated_ends():
@@ -338,6 +354,24 @@ def test_recordings_without_files_or_targets_are_refused(tmp_path):
     write_targets(tmp_path / "targets.safetensors", {"00.wav": torch.zeros(3)})
     with pytest.raises(DataError, match=r"no targets for 1 of 2 recordings: 01\.wav"):
         Recordings.Config(folder=str(tmp_path), targets=str(tmp_path / "targets.safetensors")).build()
+
+
+def test_targets_of_shorter_recordings_are_filled_up_and_nothing_is_said_of_padding(tmp_path):
+    write_melodies(tmp_path, 1)
+    with wave.open(str(tmp_path / "short.wav"), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 3000))
+    labels = {"00.wav": torch.arange(24), "short.wav": torch.arange(num_frames(3000))}
+    write_targets(tmp_path / "targets.safetensors", labels)
+    stage = melody_recipe(tmp_path, tmp_path / "targets.safetensors", 24, steps=1).stages[0]
+    processor, data = stage.processor.build(tokenizer(), stage.system), stage.data.build()
+    made = collate([processor.encode(data[index]) for index in range(2)])
+    media = made.media["audio"]
+    assert made.num_tokens == 0 and media.units.shape == (2, 8000)
+    assert [entry.num_samples for entry in media.layout] == [8000, 3000]
+    assert media.targets.tolist() == [list(range(24)), [*range(num_frames(3000)), *[IGNORE] * (24 - num_frames(3000))]]
+    masked = stage.objective.build().masked(made)
+    assert not masked[1, num_frames(3000) :].any() and masked[0].any()
 
 
 def test_more_targets_than_features_are_refused(tmp_path):

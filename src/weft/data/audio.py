@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weft.core.errors import ConfigError, DataError
 from weft.core.layout import MediaLayout
-from weft.data.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
+from weft.data.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES, log_mel
 from weft.data.media_transform import MediaTransform, OpenedMedium
 from weft.data.resampling import resample
 from weft.data.wav_file import is_wav, read_wav
@@ -62,15 +62,15 @@ class AudioTransform(MediaTransform):
     sample_rate_hz: ClassVar[int] = SAMPLE_RATE_HZ
 
     def __post_init__(self) -> None:
-        _check_clip(self.clip_seconds, HOP_SAMPLES)
+        _check_clip(self.clip_seconds, WINDOW_SAMPLES)
 
     @property
     def unit_shape(self) -> tuple[int, int]:
         return (self.num_mels, round(self.clip_seconds * SAMPLE_RATE_HZ) // HOP_SAMPLES)
 
     def open(self, source: Any, unit: MediaLayout) -> OpenedMedium:
-        samples = _clip(source, self.clip_seconds)
         whole = np.zeros(self.unit_shape[1] * HOP_SAMPLES, np.float32)
+        samples = _clip(source, len(whole))
         whole[: len(samples)] = samples
         return OpenedMedium(log_mel(torch.from_numpy(whole), self.num_mels).numpy()[None], unit, None)
 
@@ -98,7 +98,7 @@ class WaveformTransform(MediaTransform):
         return (round(self.clip_seconds * SAMPLE_RATE_HZ),)
 
     def open(self, source: Any, unit: MediaLayout) -> OpenedMedium:
-        samples = _clip(source, self.clip_seconds)
+        samples = _clip(source, *self.unit_shape)
         if self.standardise:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return OpenedMedium(samples[None], replace(unit, num_samples=len(samples)), None)
@@ -115,10 +115,10 @@ def _check_clip(seconds: float, least_samples: int) -> None:
         raise ConfigError(f"clip_seconds={seconds} is too short; it must hold at least {least_samples} samples of 16 kHz")
 
 
-def _clip(source: Any, seconds: float) -> np.ndarray:
-    """Mono samples at 16 kHz, at most `seconds` of them."""
-    recording = open_audio(source, seconds=seconds + 0.1)  # the filter looks a little beyond the clip
-    return resample(recording.samples, recording.sample_rate_hz, SAMPLE_RATE_HZ)[: round(seconds * SAMPLE_RATE_HZ)]
+def _clip(source: Any, num_samples: int) -> np.ndarray:
+    """The first samples at 16 kHz, mono, at most `num_samples`."""
+    recording = open_audio(source, seconds=num_samples / SAMPLE_RATE_HZ + 0.1)  # the filter looks a little beyond the clip
+    return resample(recording.samples, recording.sample_rate_hz, SAMPLE_RATE_HZ)[:num_samples]
 
 
 def _name(source: Any) -> str:

@@ -101,6 +101,8 @@ def span_mask(length: int, probability: float, span: int, least: int, generator:
     """A mask of spans that may overlap, [length] bool; what is shorter than a span stays whole.
 
     Their number is `probability * length / span`, rounded up or down by chance, and at least `least`; no two begin together.
+    (The published code then shows frames again until every sample of a batch hides equally many; here a sample's mask does not
+    depend on its neighbours.)
     Source: wav2vec 2.0, arXiv:2006.11477.
     """
     mask = torch.zeros(length, dtype=torch.bool)
