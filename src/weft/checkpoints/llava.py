@@ -22,23 +22,26 @@ from weft.systems.multimodal_lm import MultimodalLM, Stream
 
 STREAM = "image"
 
-LLAVA = KeyMap.join(
-    clip.VISION.under("vision_tower.vision_model.", f"streams.{STREAM}.encoder."),
-    KeyMap(
-        rename={
-            "multi_modal_projector.linear_1": f"streams.{STREAM}.projector.layers.0",
-            "multi_modal_projector.linear_2": f"streams.{STREAM}.projector.layers.1",
-        }
-    ),
-    llama.LLAMA.under("language_model.", "language_model."),
-    spellings=[
-        ("model.vision_tower.", "vision_tower."),
-        ("vision_tower.", "vision_tower.vision_model."),
-        ("model.multi_modal_projector.", "multi_modal_projector."),
-        ("model.language_model.", "language_model.model."),
-        ("lm_head.", "language_model.lm_head."),
-    ],
-)
+PROJECTOR = KeyMap(rename={"linear_1": "layers.0", "linear_2": "layers.1"})
+
+
+def key_map_around(projector: KeyMap) -> KeyMap:
+    """The table of a whole model whose projector has the table `projector`, from file names to those within the stream."""
+    return KeyMap.join(
+        clip.VISION.under("vision_tower.vision_model.", f"streams.{STREAM}.encoder."),
+        projector.under(target=f"streams.{STREAM}."),
+        llama.LLAMA.under("language_model.", "language_model."),
+        spellings=[
+            ("model.vision_tower.", "vision_tower."),
+            ("vision_tower.", "vision_tower.vision_model."),
+            ("model.multi_modal_projector.", "multi_modal_projector."),
+            ("model.language_model.", "language_model.model."),
+            ("lm_head.", "language_model.lm_head."),
+        ],
+    )
+
+
+LLAVA = key_map_around(PROJECTOR.under("multi_modal_projector.", "projector."))
 
 _VISION_DEFAULT = clip.write_vision(ClipVision.Config.sizes()["l-14-336"])
 

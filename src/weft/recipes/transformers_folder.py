@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from weft.checkpoints.key_map import KeyMap
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
 from weft.data.images import ImageTransform
+from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
+from weft.data.tiles import AnyResolution, PictureTiles
 from weft.data.tokenizers import Tokenizer
 from weft.language_models.decoder import Decoder
 from weft.recipes.chat_template import recognise
@@ -52,7 +55,8 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[Sy
     rows = text.vocabulary
     if tokenizer.vocabulary > rows:
         raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
-    kind = (saved.get("text_config") or {}).get("model_type", "llama") if layout.name == "llava" else saved["model_type"]
+    inside = layout.name in ("llava", "llava_next")
+    kind = (saved.get("text_config") or {}).get("model_type", "llama") if inside else saved["model_type"]
     config = Processor.Config(
         template=recognise(_chat_template(folder)) or _TEMPLATES[kind], transforms=_read_transforms(folder, system)
     )
@@ -82,7 +86,7 @@ def _chat_template(folder: Path) -> str | None:
     return None
 
 
-def _read_transforms(folder: Path, system: MultimodalLM.Config | DualEncoder.Config) -> dict[str, ImageTransform]:
+def _read_transforms(folder: Path, system: MultimodalLM.Config | DualEncoder.Config) -> dict[str, MediaTransform]:
     streams: dict[str, Any] = (
         {name: stream.encoder for name, stream in system.streams.items()}
         if isinstance(system, MultimodalLM.Config)
@@ -96,8 +100,19 @@ def _read_transforms(folder: Path, system: MultimodalLM.Config | DualEncoder.Con
             found = read_json(folder / name)
             saved |= found.get("image_processor") or (found if name.startswith("pre") else {})
     (encoder,) = streams.values()
-    transform = _read_transform(saved, encoder.image_size, folder)
+    transform: MediaTransform = _read_transform(saved, encoder.image_size, folder)
+    if isinstance(transform, ImageTransform) and (pinpoints := saved.get("image_grid_pinpoints")):
+        transform = _read_tiles(pinpoints, transform, folder)
     return dict.fromkeys(streams, transform)
+
+
+def _read_tiles(pinpoints: Sequence[Sequence[int]], view: ImageTransform, folder: Path) -> PictureTiles:
+    """The transform of LLaVA-NeXT's image processor; its `do_pad` fills up the tiles of a batch, not the picture."""
+    if any(side % view.size for pair in pinpoints for side in pair):
+        raise CheckpointError(f"{folder}: image_grid_pinpoints {pinpoints} are not whole tiles of {view.size} pixels")
+    grids = tuple((height // view.size, width // view.size) for height, width in pinpoints)
+    view = replace(view, resize="direct", pad_to_square=False)
+    return PictureTiles(view=view, tiling=AnyResolution(grids=grids))
 
 
 def _read_transform(saved: Mapping[str, Any], image_size: int, folder: Path) -> ImageTransform:
