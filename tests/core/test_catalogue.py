@@ -36,7 +36,7 @@ def test_an_unknown_room_offers_the_nearest():
         ("MultimodalLM", "multimodal_lm"),
         ("ClipVision", "clip_vision"),
         ("Dinov2Vision", "dinov2_vision"),
-        ("LDPv2", "ldp_v2"),
+        ("LDPv2", "ldpv2"),
     ],
 )
 def test_spelling(name, spelling):

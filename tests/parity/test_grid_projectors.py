@@ -19,7 +19,7 @@ from weft.projectors.c_abstractor import CAbstractor
 from weft.projectors.d_abstractor import DAbstractor
 from weft.projectors.global_local_tiles import GlobalLocalTiles
 from weft.projectors.ldp import LDP
-from weft.projectors.ldp_v2 import LDPv2
+from weft.projectors.ldpv2 import LDPv2
 from weft.projectors.mlp import MLP
 from weft.projectors.mlp_downsample import MLPDownsample
 from weft.projectors.pixel_shuffle import PixelShuffle
@@ -286,7 +286,7 @@ def test_ldp_equals_its_equations(height, width):
     assert_close(tokens_of(projector, inputs), expected)
 
 
-def reference_ldp_v2(state, x, height, width, side):
+def reference_ldpv2(state, x, height, width, side):
     state = {key.removeprefix("mm_projector."): value for key, value in state.items()}
     hidden = linear(F.gelu(linear(x, state, "mlp.mlp.0")), state, "mlp.mlp.2")
     grid = pool(hidden.T.reshape(-1, height, width), side)
@@ -296,10 +296,10 @@ def reference_ldp_v2(state, x, height, width, side):
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (7, 7), (3, 5)])
 @torch.no_grad()
-def test_ldp_v2_equals_its_equations(height, width):
-    projector, state = published(LDPv2.Config(side=3), mobilevlm.LDP_V2)
+def test_ldpv2_equals_its_equations(height, width):
+    projector, state = published(LDPv2.Config(side=3), mobilevlm.LDPV2)
     inputs = features(height, width)
-    expected = torch.stack([reference_ldp_v2(state, x, height, width, 3) for x in inputs.values])
+    expected = torch.stack([reference_ldpv2(state, x, height, width, 3) for x in inputs.values])
     assert_close(tokens_of(projector, inputs), expected)
 
 

@@ -9,7 +9,7 @@ from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
 from weft.projectors.average_pooling import AveragePooling
 from weft.projectors.ldp import LDP, round_to_eight
-from weft.projectors.ldp_v2 import LDPv2
+from weft.projectors.ldpv2 import LDPv2
 
 WIDTH, OUT = 6, 16
 
@@ -37,7 +37,7 @@ def test_a_class_token_among_the_features_is_refused(config):
         config.num_tokens(MediaLayout(1, 577))
 
 
-def test_ldp_v2_without_its_convolution_is_an_mlp_and_average_pooling():
+def test_ldpv2_without_its_convolution_is_an_mlp_and_average_pooling():
     torch.manual_seed(0)
     projector = LDPv2.Config(side=3).build(WIDTH, OUT).eval()
     inputs = features(MediaLayout(7, 7), MediaLayout(7, 7))
@@ -49,7 +49,7 @@ def test_ldp_v2_without_its_convolution_is_an_mlp_and_average_pooling():
         assert torch.equal(projector(inputs).values, pooled.flatten(0, 1))
 
 
-def test_ldp_v2_does_not_invent_tokens_for_a_smaller_grid():
+def test_ldpv2_does_not_invent_tokens_for_a_smaller_grid():
     with pytest.raises(ConfigError, match=r"LDPv2 to 12x12 needs a grid of at least that, got 11x24"):
         LDPv2.Config().num_tokens(MediaLayout(11, 24))
 

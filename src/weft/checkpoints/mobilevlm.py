@@ -34,7 +34,7 @@ LDP = KeyMap(
     spellings=_OF_THE_WHOLE_MODEL,
 )
 
-LDP_V2 = KeyMap(
+LDPV2 = KeyMap(
     rename={
         "mm_projector.mlp.mlp.0": "up",
         "mm_projector.mlp.mlp.2": "down",

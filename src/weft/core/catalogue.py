@@ -33,7 +33,7 @@ INTERFACES: dict[str, tuple[type[nn.Module], ...]] = {
 
 def snake_case(name: str) -> str:
     """The catalogue's spelling of a class name: PixelShuffle -> pixel_shuffle, MultimodalLM -> multimodal_lm."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z](?!\d)|v\d)", "_", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z](?!\d))", "_", name).lower()
 
 
 @cache
