@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ from weft.training.stage import Recipe, Stage
 
 LOOKED_AT = ("name_single", "read", "count", "colour_of_digit", "box", "refer")
 _LONGEST_GAZE = 6  # answer tokens that a map is drawn for
+_BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}  # as Linux names them
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,25 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes except on macOS
 
 
-def hardware() -> str:
-    """The processor and how many threads compute on it, or the GPU."""
+def hardware(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The GPU, or the processor with its threads, whether it multiplies in bf16, and the torch that computes on it."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name, flags = platform.processor() or platform.machine(), None
     if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0] if models else name
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {torch.get_num_threads()} threads, {capability}"
+        told = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE))
+        name = told.get("model name", name)
+        flags = (told.get("flags") or told.get("Features") or "").split()
+    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}, {capability}, {_bf16(flags)}, torch {torch.__version__}"
+
+
+def _bf16(flags: Sequence[str] | None) -> str:
+    """What a processor's flags say of bf16: the demo's speed depends on it more than on its clock."""
+    if flags is None:
+        return "bf16 instructions unknown"
+    found = [title for flag, title in _BF16_FLAGS.items() if flag in flags]
+    return f"bf16 by {' and '.join(found)}" if found else "no bf16 instructions"
 
 
 def commit() -> str:
