@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
 from weft.core.output import LossTerms, SystemOutput
 from weft.core.sequence import TokenSequence
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class ModalityEncoder(nn.Module, ABC):
@@ -267,6 +270,17 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, system: System, batch: MultimodalBatch) -> LossTerms: ...
+
+    def across(self, group: ProcessGroup) -> None:
+        """Compare the samples of all ranks of a process group from now on; called once by a trainer of several ranks.
+
+        Every rank then gives its share: the sums, the weights and the gradients of all ranks, added, are those of one rank
+        that holds the whole batch. An additive objective does so as it is.
+
+        Raises: ConfigError where in-batch negatives cannot be compared across ranks.
+        """
+        if not self.additive:
+            raise ConfigError(f"{type(self).__name__} compares the samples of one rank's batch only; train it on one rank")
 
     def after_step(self, system: System) -> None:
         """Called after every optimizer step."""
