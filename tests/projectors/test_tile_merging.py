@@ -128,6 +128,8 @@ def test_tokens_without_places_have_no_grid():
 
 def test_what_tiles_cannot_merge_is_refused():
     config = Tiles.Config()
+    with pytest.raises(ConfigError, match='MLPDownsample writes columns; set order="rows"'):
+        Tiles.Config(inner=MLPDownsample.Config())
     with pytest.raises(ConfigError, match="needs the picture's size in the layout"):
         config.num_tokens(tiled(2, 2, picture_size=None))
     with pytest.raises(ConfigError, match="the tiles of one picture, got 3 frames"):

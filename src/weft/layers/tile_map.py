@@ -15,10 +15,9 @@ from weft.core.media import MediaFeatures
 
 def units_as_items(features: MediaFeatures) -> MediaFeatures:
     """The same features, every unit an item of its own."""
-    items = features.unit_item.tolist()
-    units = tuple(MediaLayout(features.layout[item].height, features.layout[item].width) for item in items)
+    units = tuple(MediaLayout(each.height, each.width) for each in features.layout for _ in range(each.num_units))
     instruction = None if features.instruction is None else features.instruction[features.unit_item]
-    count = torch.arange(len(items), device=features.unit_item.device)
+    count = torch.arange(len(units), device=features.unit_item.device)
     return replace(features, unit_item=count, layout=units, instruction=instruction)
 
 

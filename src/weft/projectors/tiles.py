@@ -32,6 +32,10 @@ class Tiles(InputProjector):
     class Config(InputProjector.Config):
         inner: InputProjector.Config = field(default_factory=MLP.Config)
 
+        def __post_init__(self) -> None:
+            if getattr(self.inner, "order", "rows") != "rows":
+                raise ConfigError(f'Tiles lays tokens out row by row, {self.inner.part_name} writes columns; set order="rows"')
+
         def build(self, input_width: int, output_width: int) -> Tiles:
             return Tiles(self, input_width, output_width)
 
