@@ -102,6 +102,19 @@ def test_llava_next_counts_like_the_reference_for_many_sizes():
         assert Tiles.Config().num_tokens(layout) == expected, (width, height)
 
 
+@pytest.mark.parametrize("most", [1, 6, 12, 40])
+def test_internvl_chooses_the_grids_of_the_reference_ties_included(most):
+    """Sizes at random, and sizes of simple aspects around every area at which a tie turns to more tiles."""
+    pytest.importorskip("transformers")
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    sizes = np.random.default_rng(1).integers(1, 3000, (100, 2)).tolist()
+    sizes += [(width * k, height * k) for width, height in ((1, 1), (2, 1), (1, 2), (3, 2)) for k in range(90, 1600, 41)]
+    for width, height in sizes:
+        columns, rows = get_optimal_tiled_canvas((height, width), (448, 448), 1, most)
+        assert DynamicTiling(max_tiles=most).grid((width, height), 448) == (rows, columns), (width, height)
+
+
 @pytest.mark.parametrize(
     ("size", "most", "grid", "tokens"),
     [
