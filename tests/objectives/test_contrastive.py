@@ -75,3 +75,13 @@ def test_the_scale_is_clamped_after_a_step():
     towers = Towers(torch.eye(2), torch.eye(2), 500.0)
     SoftmaxContrastive.Config().build().after_step(towers)
     assert towers.logit_scale.exp().item() == pytest.approx(100.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [SoftmaxContrastive, SigmoidContrastive])
+def test_logits_keep_full_precision_under_autocast(objective):
+    torch.manual_seed(0)
+    media, text = (nn.functional.normalize(torch.randn(6, 4), dim=-1) for _ in range(2))
+    plain = loss(objective, media, text, 100.0, -10.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = loss(objective, media, text, 100.0, -10.0)
+    assert torch.equal(plain, reduced)
