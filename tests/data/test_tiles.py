@@ -102,6 +102,19 @@ def test_llava_next_counts_like_the_reference_for_many_sizes():
         assert Tiles.Config().num_tokens(layout) == expected, (width, height)
 
 
+def test_of_grids_that_show_as_much_the_one_that_wastes_least_is_chosen_and_then_the_first():
+    """In any order of the grids, as the reference does."""
+    pytest.importorskip("transformers")
+    from transformers.image_processing_utils import select_best_resolution
+
+    for grids in (((2, 2), (1, 2), (2, 1)), ((3, 3), (2, 1), (1, 2), (2, 2)), ((1, 1), (2, 2))):
+        pinpoints = [[336 * rows, 336 * columns] for rows, columns in grids]
+        for size in ((336, 336), (100, 100), (300, 500), (500, 300), (672, 300), (700, 700)):
+            rows, columns = AnyResolution(grids=grids).grid(size, 336)
+            assert (336 * rows, 336 * columns) == tuple(select_best_resolution(size[::-1], pinpoints))
+    assert AnyResolution(grids=((2, 2), (1, 2), (2, 1))).grid((336, 336), 336) == (1, 2)
+
+
 @pytest.mark.parametrize("most", [1, 6, 12, 40])
 def test_internvl_chooses_the_grids_of_the_reference_ties_included(most):
     """Sizes at random, and sizes of simple aspects around every area at which a tie turns to more tiles."""
