@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weft.core.attention_rule import AttentionRule
-from weft.layers.kernels import KERNELS, attend, record_attention, reference
+from weft.layers.kernels import KERNELS, attend, packed, record_attention, reference
 
 ORDER = torch.arange(12).expand(2, 12)
 ONE = torch.ones(2, 12, dtype=torch.long)
@@ -53,3 +53,14 @@ def test_recorded_attention_rows_sum_to_one_and_respect_the_rule():
     assert torch.equal(probabilities[~allowed], torch.zeros_like(probabilities[~allowed]))
     sighted = RULES["packed"].allowed.any(-1)[:, None].expand(2, 4, 12)
     torch.testing.assert_close(probabilities.sum(-1)[sighted], torch.ones(int(sighted.sum())))
+
+
+def test_packing_moves_tokens_with_exact_gradients():
+    """Through gather and scatter, in float64, against differences; a row's padding gets and gives nothing."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, heads, 12, 4, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    assert torch.autograd.gradcheck(lambda *x: packed(*x, RULES["packed"]), inputs)
+    out = packed(*inputs, RULES["packed"])
+    gradients = torch.autograd.grad(out.sum(), inputs)
+    for tensor in (out, *gradients):
+        assert torch.equal(tensor[1, :, 10:], torch.zeros_like(tensor[1, :, 10:]))

@@ -24,11 +24,28 @@ class RuleSide(NamedTuple):
     position: Tensor
 
 
-class Segments(NamedTuple):
-    """Where the packed samples of a batch lie: rows of flat token indices, equal lengths padded with -1."""
+class Segments:
+    """Where the packed samples of a batch lie: rows of flat token indices, equal lengths padded with -1.
 
-    tokens: Tensor  # [S, L] into the flattened B*T tokens, -1 where a segment is shorter
-    rule: AttentionRule  # the same rule over the S segments
+    Shapes: `tokens` [S, L] into the flattened B*T = `num_tokens` tokens, -1 where a segment is shorter; each token stands in
+    at most one place. `rule` is the same rule over the S segments.
+    """
+
+    def __init__(self, tokens: Tensor, num_tokens: int, rule: AttentionRule) -> None:
+        self.tokens, self.num_tokens, self.rule = tokens, num_tokens, rule
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def rows(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Which row of [B, T, H] stands in each place of [S, H, L], flattened, and the other way; one past the end for none."""
+        if heads not in self._rows:
+            places, rows = self.tokens.numel() * heads, self.num_tokens * heads
+            head = torch.arange(heads, device=self.tokens.device)[:, None]
+            there = torch.where(self.tokens < 0, rows, self.tokens * heads)[:, None] + head
+            there = there.clamp_max(rows).flatten()
+            back = torch.full((rows + 1,), places, device=there.device)
+            back[there] = torch.arange(places, device=there.device)
+            self._rows[heads] = there, back[:rows]
+        return self._rows[heads]
 
 
 class AttentionRule:
@@ -182,4 +199,6 @@ class AttentionRule:
         index[inside] = flat
         gather = index.clamp_min(0)
         order, position = (side.flatten()[gather] for side in (self.queries.order, self.queries.position))
-        return Segments(index, AttentionRule(order, inside.long(), position, self.window))
+        rule = AttentionRule(order, inside.long(), position, self.window)
+        rule.everyone_sees = True  # a token sees itself, and what the padding gets is never read
+        return Segments(index, batch * tokens, rule)
