@@ -14,9 +14,10 @@ from weft.core.errors import CheckpointError
 from weft.data.collate import collate
 from weft.data.images import ImageTransform
 from weft.data.processor import Processor
-from weft.data.tiles import AnyResolution, PictureTiles
+from weft.data.tiles import AnyResolution, DynamicTiling, PictureTiles
 from weft.inference.sampling import Sampling
 from weft.recipes.loading import load_model
+from weft.recipes.transformers_writing import write_transformers_folder
 
 transformers = pytest.importorskip("transformers")
 
@@ -121,6 +122,40 @@ def test_a_folder_written_by_transformers_says_the_same_in_weft(tmp_path):
     )[0, ids.shape[1] :].tolist()
     reply = model.generate([question], Sampling(max_new_tokens=12))[0]
     assert list(reply.token_ids) == [token for token in said if token not in model.processor.stop_ids]
+
+
+@torch.no_grad()
+def test_a_folder_written_by_weft_says_the_same_in_transformers(tmp_path):
+    ours = to_weft(reference(), tmp_path)
+    grids = ((1, 1), (2, 1), (2, 3))
+    transform = PictureTiles(view=ImageTransform(size=SIDE, resize="direct"), tiling=AnyResolution(grids=grids))
+    processor = Processor.Config(transforms={"image": transform}).build(tokenizer(), ours.config)
+    folder = tmp_path / "written"
+    folder.mkdir()
+    write_transformers_folder(folder, ours, processor)
+    both = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).eval()
+    assert type(both).__name__ == "LlavaNextProcessor"
+    for size in SIZES:
+        sample = processor.encode(asked(size), reply=True)
+        inputs = both(images=picture(*size), text=sample.text, return_tensors="pt")
+        assert inputs["input_ids"][0].tolist() == sample.tokens.tolist()
+        output = ours(collate([sample]))
+        assert_close(output.heads["text"](output.hidden), theirs(**inputs).logits)
+    again = load_model(folder)
+    assert again.system.config == ours.config and again.processor.config.transforms == processor.config.transforms
+
+
+def test_a_way_to_cut_pictures_that_the_layout_does_not_have_is_refused(tmp_path):
+    ours = to_weft(reference(), tmp_path)
+    view = ImageTransform(size=SIDE, resize="direct")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for transform in (view, PictureTiles(view=view, tiling=DynamicTiling()), PictureTiles(view=ImageTransform(size=SIDE))):
+        processor = Processor.Config(transforms={"image": transform}).build(tokenizer(), ours.config)
+        with pytest.raises(CheckpointError, match="holds PictureTiles of AnyResolution with a direct view"):
+            write_transformers_folder(empty, ours, processor)
+        assert not list(empty.iterdir())
 
 
 def test_layouts_that_are_not_llava_next_are_refused():

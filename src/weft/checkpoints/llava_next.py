@@ -45,10 +45,7 @@ def write_config(config: MultimodalLM.Config, image_token: int | None = None) ->
 
     Raises: CheckpointError for a system that is not LLaVA-1.5's with tiles around its projector.
     """
-    stream = config.streams.get(llava.STREAM)
-    if stream is None or not isinstance(stream.projector, Tiles.Config):
-        raise CheckpointError("the LLaVA-NeXT layout holds a projector with Tiles around it; LLaVA's holds one without")
-    plain = _with_projector(config, stream.projector.inner)
+    plain = without_tiles(config)
     encoder, _ = llava.expressible_parts(plain)
     return {
         **llava.write_config(plain, image_token),
@@ -56,6 +53,14 @@ def write_config(config: MultimodalLM.Config, image_token: int | None = None) ->
         "model_type": "llava_next",
         "image_grid_pinpoints": [[rows * encoder.image_size, columns * encoder.image_size] for rows, columns in GRIDS],
     }
+
+
+def without_tiles(config: MultimodalLM.Config) -> MultimodalLM.Config:
+    """The same system with the inner projector alone. Raises: CheckpointError for one that has no tiles."""
+    stream = config.streams.get(llava.STREAM)
+    if stream is None or not isinstance(stream.projector, Tiles.Config):
+        raise CheckpointError("the LLaVA-NeXT layout holds a projector with Tiles around it; LLaVA's holds one without")
+    return _with_projector(config, stream.projector.inner)
 
 
 def _with_projector(config: MultimodalLM.Config, projector: InputProjector.Config) -> MultimodalLM.Config:

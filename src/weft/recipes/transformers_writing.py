@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.checkpoints import clip, llama, llava, siglip
+from weft.checkpoints import clip, llama, llava, llava_next, siglip
 from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
@@ -19,9 +19,11 @@ from weft.data.images import ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.templates import template
+from weft.data.tiles import AnyResolution, PictureTiles
 from weft.data.tokenizers import Tokenizer
 from weft.encoders.siglip import SiglipVision
 from weft.language_models.decoder import Decoder
+from weft.projectors.tiles import Tiles
 from weft.recipes.chat_template import jinja
 from weft.recipes.transformers_folder import BICUBIC, MARKER
 from weft.systems.dual_encoder import DualEncoder
@@ -33,9 +35,9 @@ ROWS_MULTIPLE = 64  # a table that must grow grows to a multiple of it, as the p
 def write_transformers_folder(folder: Path, system: System, processor: Processor, shard_bytes: int = SHARD_BYTES) -> None:
     """Fill an existing folder with a model that `transformers` loads.
 
-    A system with a picture stream is written as LLaVA, one without streams as Llama, Qwen2 or Qwen3, a dual encoder as CLIP or
-    SigLIP. Where no row of LLaVA's embedding stands for `<image>`, its tables grow by copies of the begin token's row, which no
-    model says and which generation suppresses.
+    A system with a picture stream is written as LLaVA or, with tiles, LLaVA-NeXT, one without streams as Llama, Qwen2 or Qwen3,
+    a dual encoder as CLIP or SigLIP. Where no row of LLaVA's embedding stands for `<image>`, its tables grow by copies of the
+    begin token's row, which no model says and which generation suppresses.
 
     Raises: CheckpointError for a system that the layouts cannot hold.
     """
@@ -51,25 +53,33 @@ def write_transformers_folder(folder: Path, system: System, processor: Processor
 
 
 def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
-    encoder, decoder = llava.expressible_parts(system.config)
+    stream = system.config.streams.get(llava.STREAM)
+    tiled = stream is not None and isinstance(stream.projector, Tiles.Config)
+    encoder, decoder = llava.expressible_parts(llava_next.without_tiles(system.config) if tiled else system.config)
     tokenizer = processor.tokenizer
     tokenizer = tokenizer if MARKER in tokenizer.special else tokenizer.with_special([MARKER])
     image_token, rows = tokenizer.special[MARKER], decoder.vocabulary
     needed = rows if image_token < rows else -(-(image_token + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     grown = replace(system.config, language_model=replace(decoder, vocabulary=needed))
-    tensors = llava.LLAVA.from_weft(weights(system))
+    tensors = (llava_next.LLAVA_NEXT if tiled else llava.LLAVA).from_weft(weights(system))
     tensors = {name: _grown(name, tensor, needed, tokenizer.begin_id or 0) for name, tensor in tensors.items()}
-    _write_generation(folder, llava.write_config(grown, image_token), tensors, tokenizer, processor, range(rows, needed))
-    _write_images(folder, processor.config.transforms[llava.STREAM], "CLIP", "LlavaProcessor")
+    transform = processor.config.transforms[llava.STREAM]
+    if tiled:
+        pinpoints = {"image_grid_pinpoints": _pinpoints(transform)}
+        config, name = llava_next.write_config(grown, image_token) | pinpoints, "LlavaNextProcessor"
+    else:
+        config, name = llava.write_config(grown, image_token), "LlavaProcessor"
+    _write_generation(folder, config, tensors, tokenizer, processor, range(rows, needed))
+    _write_images(folder, transform, "CLIP", name)
     settings = {
-        "processor_class": "LlavaProcessor",
+        "processor_class": name,
         "patch_size": encoder.patch_size,
         "vision_feature_select_strategy": "full" if encoder.keep_class_token else "default",
         "num_additional_image_tokens": 1,  # the class token
         "image_token": MARKER,
     }
     _write(folder / "processor_config.json", settings)
-    named = {"processor_class": "LlavaProcessor", "extra_special_tokens": {"image_token": MARKER}}
+    named = {"processor_class": name, "extra_special_tokens": {"image_token": MARKER}}
     _write_tokenizer(folder, tokenizer, processor, named)
     return tensors
 
@@ -140,12 +150,16 @@ def _wrapped(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _write_images(folder: Path, transform: MediaTransform, family: str, processor: str) -> None:
+    kind, more = f"{family}ImageProcessor", {}
+    if processor == "LlavaNextProcessor" and isinstance(transform, PictureTiles):
+        kind, more = "LlavaNextImageProcessor", {"image_grid_pinpoints": _pinpoints(transform), "do_pad": True}
+        transform = replace(transform.view, resize="shortest")  # of a tile, which that leaves as it is
     if not isinstance(transform, ImageTransform):
         raise CheckpointError(f"this layout holds pictures, the processor's transform is a {transform.part_name}")
     side = {"height": transform.size, "width": transform.size}
     shortest = transform.resize == "shortest"
     settings = {
-        "image_processor_type": "LlavaImageProcessor" if transform.pad_to_square else f"{family}ImageProcessor",
+        "image_processor_type": "LlavaImageProcessor" if transform.pad_to_square else kind,
         "processor_class": processor,
         "do_convert_rgb": True,
         **({"do_pad": True} if transform.pad_to_square else {}),
@@ -159,8 +173,21 @@ def _write_images(folder: Path, transform: MediaTransform, family: str, processo
         "do_normalize": True,
         "image_mean": list(transform.mean),
         "image_std": list(transform.std),
+        **more,
     }
     _write(folder / "preprocessor_config.json", settings)
+
+
+def _pinpoints(transform: MediaTransform) -> list[list[int]]:
+    """The grids of a tiled picture in pixels, (height, width). Raises: CheckpointError for another way to cut pictures."""
+    if isinstance(transform, PictureTiles) and isinstance(transform.tiling, AnyResolution):
+        view = transform.view
+        if view.resize == "direct" and not view.pad_to_square:
+            return [[rows * view.size, columns * view.size] for rows, columns in transform.tiling.grids]
+    raise CheckpointError(
+        f"the LLaVA-NeXT layout holds PictureTiles of AnyResolution with a direct view, not {transform}; "
+        "give the processor such a transform"
+    )
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, processor: Processor, more: Mapping[str, Any] | None = None) -> None:
