@@ -9,6 +9,7 @@ from typing import Any
 
 from weft.core import config
 from weft.core.conversation import Conversation, Media, Region, Text
+from weft.evaluation.classes import Classes
 
 Truth = str | tuple[float, ...]
 ReadBox = Callable[[str], tuple[float, ...] | None]
@@ -39,6 +40,10 @@ class Benchmark(ABC):
 
     name: str
     max_new_tokens: int = 64
+    classes: Mapping[str, Classes] = {}
+    """What there is to choose from, by the `meta["classes"]` of a conversation: such a benchmark is for dual encoders."""
+    top: int = 1
+    """How many of the best classes count, where there are classes."""
     titles: Mapping[str, str] = {}
     """A short name for people per question type; a type without one is shown by its own name."""
     notes: Mapping[str, str] = {}

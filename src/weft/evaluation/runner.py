@@ -7,20 +7,44 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from weft.core.config import to_dict
+from weft.core.conversation import Conversation
+from weft.core.errors import ConfigError
 from weft.data.images import open_image
+from weft.data.processor import Processor
 from weft.evaluation.benchmark import Benchmark, Item, ReadBox, question_text, shuffled, without_media
 from weft.evaluation.evaluation import BLIND, MODEL, MOST_FREQUENT, TEXT_ONLY, Evaluation
 from weft.evaluation.records import Record, RecordFile
-from weft.inference.model import Model
 from weft.inference.sampling import Sampling
 
 Progress = Callable[[str, int, int], None]
 """Called with the run's name, the answers there are, and the answers there will be."""
+
+
+class Answer(Protocol):
+    """What was answered, as text."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class Answering(Protocol):
+    """What can be asked: a `Model`, or a dual encoder that chooses among classes."""
+
+    @property
+    def system(self) -> nn.Module: ...
+
+    @property
+    def processor(self) -> Processor: ...
+
+    def generate(
+        self, conversations: Sequence[Conversation], settings: Sampling, *, batch_size: int = ...
+    ) -> Sequence[Answer]: ...
+
 
 _FINGERPRINT_VALUES = 4096
 _ASKED_TOGETHER = (
@@ -42,11 +66,11 @@ class EvaluationSettings:
 
 
 def evaluate(
-    model: Model,
+    model: Answering,
     benchmark: Benchmark,
     settings: EvaluationSettings = EvaluationSettings(),
     *,
-    text_only: Model | None = None,
+    text_only: Answering | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Answers and marks of the model on a benchmark, with the baselines beside them.
@@ -55,8 +79,11 @@ def evaluate(
     alike (`text_only`, asked without pictures), the most frequent training answer per type, and the benchmark's own
     expectations. Answers that `settings.folder` already holds are not asked again.
 
-    Raises: RunError where the folder holds the answers of another model, benchmark or sampling.
+    Raises: RunError where the folder holds the answers of another model, benchmark or sampling; ConfigError for a text-only
+    model on a benchmark whose questions have no text.
     """
+    if text_only is not None and benchmark.classes:
+        raise ConfigError(f"the questions of {benchmark.name!r} are media without text; leave out the text-only model")
     items = benchmark.items()
     runs = {MODEL: _ask(MODEL, model, items, benchmark, settings, progress)}
     if settings.blind:
@@ -74,7 +101,7 @@ def evaluate(
     return evaluation
 
 
-def box_reader(model: Model, item: Item) -> ReadBox:
+def box_reader(model: Answering, item: Item) -> ReadBox:
     """Reads boxes as the model writes them, in fractions of the item's picture, whose shape a padded format depends on."""
     boxes = model.processor.config.boxes
     medium = next((m for m in item.conversation.media() if m.stream == "image"), None)
@@ -82,7 +109,7 @@ def box_reader(model: Model, item: Item) -> ReadBox:
     return lambda text: boxes.parse(text, size)
 
 
-def protocol(model: Model, benchmark: Benchmark, settings: EvaluationSettings) -> dict[str, Any]:
+def protocol(model: Answering, benchmark: Benchmark, settings: EvaluationSettings) -> dict[str, Any]:
     """What makes two evaluations the same one: weights, prompt format, benchmark and sampling."""
     return {
         "model": fingerprint(model.system),
@@ -105,7 +132,12 @@ def fingerprint(system: nn.Module) -> str:
 
 
 def _ask(
-    run: str, model: Model, items: Sequence[Item], benchmark: Benchmark, settings: EvaluationSettings, progress: Progress | None
+    run: str,
+    model: Answering,
+    items: Sequence[Item],
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    progress: Progress | None,
 ) -> tuple[Record, ...]:
     file = _open(run, protocol(model, benchmark, settings), settings)
     done = {} if file is None else dict(file.records)

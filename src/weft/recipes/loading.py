@@ -18,7 +18,9 @@ from weft.core.errors import CheckpointError, ConfigError
 from weft.core.interfaces import System
 from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
+from weft.inference.embedder import Embedder
 from weft.inference.model import Model
+from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 from weft.training.model_folder import write_model_folder
 
@@ -50,6 +52,20 @@ def load_model(
         kind = type(loaded.system).__name__
         raise CheckpointError(f"{path_or_hub_name} holds a {kind}, which does not answer; load_system opens it")
     return Model(loaded.system, loaded.processor)
+
+
+def load_embedder(
+    path_or_hub_name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Embedder:
+    """A dual encoder that embeds media and texts: see `load_system`. Raises: CheckpointError also for any other system."""
+    loaded = load_system(path_or_hub_name, device, dtype, revision)
+    if not isinstance(loaded.system, DualEncoder):
+        kind = type(loaded.system).__name__
+        raise CheckpointError(f"{path_or_hub_name} holds a {kind}, which has no two towers to compare; load_model opens it")
+    return Embedder(loaded.system, loaded.processor)
 
 
 def load_system(

@@ -37,9 +37,10 @@ def evaluate(
     from rich.console import Console
 
     from weft.evaluation.catalogue import benchmark_config
-    from weft.evaluation.runner import EvaluationSettings
+    from weft.evaluation.runner import Answering, EvaluationSettings
     from weft.evaluation.runner import evaluate as run
-    from weft.recipes.loading import load_model
+    from weft.evaluation.zero_shot import ZeroShotModel
+    from weft.recipes.loading import load_embedder, load_model
     from weft.serving.chosen_recipe import with_overrides
     from weft.serving.device import chosen_device
     from weft.serving.precision import chosen_precision
@@ -47,7 +48,11 @@ def evaluate(
 
     chosen = with_overrides(benchmark_config(benchmark), settings).build()
     where, dtype = chosen_device(device), chosen_precision(precision)
-    loaded = load_model(model, where, dtype, revision)
+    loaded: Answering
+    if chosen.classes:
+        loaded = ZeroShotModel(load_embedder(model, where, dtype, revision), chosen.classes, chosen.top)
+    else:
+        loaded = load_model(model, where, dtype, revision)
     baseline = load_model(text_only, where, dtype) if text_only is not None else None
     with EvaluationProgress(Console(stderr=True)) as progress:
         evaluation = run(

@@ -1,0 +1,41 @@
+"""Ranks among equals: what a ranking is worth where scores are equal and chance would decide."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from weft.core.errors import DataError
+
+
+def recall_at(scores: Tensor, right: Tensor, k: int) -> Tensor:
+    """For each row the chance that a right candidate is among the `k` best, equal scores being ordered at random.
+
+    Without ties this is 0 or 1. A model that scores all alike gets what guessing gets: k / M with one right candidate.
+
+    Shapes: scores [N, M], right [N, M] bool with at least one a row -> [N] in float64.
+    Raises: DataError for scores that are no numbers, which no order has a place for.
+    """
+    if torch.isnan(scores).any():
+        raise DataError(f"{int(torch.isnan(scores).sum())} of {scores.numel()} scores are not a number; nothing can be ranked")
+    best = scores.masked_fill(~right, -math.inf).amax(1, keepdim=True)
+    ahead = (scores > best).sum(1)
+    equal = scores == best
+    tied, winners = equal.sum(1), (equal & right).sum(1)
+    return among_first(k - ahead, tied, winners)
+
+
+def among_first(places: Tensor, tied: Tensor, winners: Tensor) -> Tensor:
+    """The chance that one of `winners` is in the first `places` of `tied` candidates in random order.
+
+    Shapes: all [N] -> [N] in float64.
+    """
+    missed = torch.ones(len(places), dtype=torch.float64)
+    losers = (tied - winners).double()
+    for drawn in range(int(places.clamp(min=0).minimum(tied).max())):
+        # one more draw without replacement that is no winner
+        factor = (losers - drawn).clamp(min=0) / (tied - drawn).clamp(min=1)
+        missed = torch.where(drawn < places, missed * factor, missed)
+    return 1.0 - missed
