@@ -58,7 +58,7 @@ def test_dropout_acts_in_training_only():
 
 
 def test_places_keep_their_precision_in_bfloat16():
-    """Points of a map of 24 would move by a tenth of a feature in bfloat16; they are computed in float32."""
+    """Points of a map of 24 would move by a twentieth of a feature in bfloat16; they are computed in float32."""
     torch.manual_seed(0)
     attention = DeformableAttention(WIDTH, num_heads=2, num_points=2)
     grid = torch.arange(24.0).view(1, 1, 1, 24).expand(1, WIDTH, 24, 24) / 32  # the value is the column, exact in 8 bits

@@ -1,12 +1,14 @@
 """Tiles as one map: what unpadding keeps, where newlines stand, and what can stand inside."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from weft.core.errors import ConfigError
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
-from weft.layers.tile_map import stitch, token_grid, unpadding
+from weft.layers.tile_map import stitch, token_grid, units_as_items, unpadding
 from weft.projectors.c_abstractor import CAbstractor
 from weft.projectors.global_local_tiles import GlobalLocalTiles
 from weft.projectors.ldp import LDP
@@ -146,6 +148,15 @@ def test_stitched_tiles_show_the_picture():
     picture = torch.arange(6 * 6.0).view(6, 6, 1)
     tiles = torch.stack([picture[y : y + 2, x : x + 3].flatten(0, 1) for y in (0, 2, 4) for x in (0, 3)])
     assert torch.equal(stitch(tiles, 3, (2, 3)), picture)
+
+
+def test_every_unit_as_an_item_keeps_what_was_said_of_its_picture():
+    features = numbered(tiled(1, 2), MediaLayout(SIDE, SIDE))
+    features = dataclasses.replace(features, instruction=torch.tensor([[7, 8], [9, -1]]), item_place=torch.tensor([0, 1]))
+    alone = units_as_items(features)
+    assert alone.layout == (MediaLayout(SIDE, SIDE),) * 4 and alone.unit_item.tolist() == [0, 1, 2, 3]
+    assert alone.instruction.tolist() == [[7, 8]] * 3 + [[9, -1]] and alone.item_place.tolist() == [0, 0, 0, 1]
+    assert alone.values is features.values
 
 
 def test_newline_and_separator_of_global_local_tiles_begin_at_zero_and_learn():

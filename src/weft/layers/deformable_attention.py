@@ -17,7 +17,7 @@ class DeformableAttention(nn.Module):
     """Every head reads `num_points` places near a query's reference point, bilinearly, and weighs them by the query alone.
 
     Outside of the map there are zeros. Places are computed in float32: with 8 bits of mantissa a place of a 24 x 24 map would
-    be off by a tenth of a feature.
+    be off by a twentieth of a feature.
 
     Shapes: queries [N, M, C], reference points [N, M, 2] as (x, y) in (0, 1), features [N, C, H, W] -> [N, M, C].
     Source: Deformable DETR, arXiv:2010.04159, with one level.

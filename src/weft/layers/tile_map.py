@@ -16,9 +16,17 @@ from weft.core.media import MediaFeatures
 def units_as_items(features: MediaFeatures) -> MediaFeatures:
     """The same features, every unit an item of its own."""
     units = tuple(MediaLayout(each.height, each.width) for each in features.layout for _ in range(each.num_units))
-    instruction = None if features.instruction is None else features.instruction[features.unit_item]
-    count = torch.arange(len(units), device=features.unit_item.device)
-    return replace(features, unit_item=count, layout=units, instruction=instruction)
+
+    def of_units(of_items: Tensor | None) -> Tensor | None:
+        return None if of_items is None else of_items[features.unit_item]
+
+    return replace(
+        features,
+        unit_item=torch.arange(len(units), device=features.unit_item.device),
+        layout=units,
+        instruction=of_units(features.instruction),
+        item_place=of_units(features.item_place),
+    )
 
 
 def split_units(units: Tensor, layout: MediaLayout) -> tuple[Tensor, Tensor]:
