@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,8 @@ class MediaLayout:
     cut into `tile_rows` x `tile_columns` tiles has one unit for each, row by row, and where `thumbnail` says so one of the
     whole picture before or behind them; `picture_size` is the original's (width, height) in pixels, known where tiles were cut.
     `num_samples` counts the real samples of each unit of a waveform, what follows them is padding; None where all are real.
+    `regions` are the boxes (x1, y1, x2, y2) of a medium that is given as regions, in fractions of its unit; its features are
+    then a row, one a region.
     """
 
     height: int
@@ -24,6 +27,13 @@ class MediaLayout:
     thumbnail: Literal["none", "first", "last"] = "none"
     picture_size: tuple[int, int] | None = None
     num_samples: int | None = None
+    regions: tuple[tuple[float, float, float, float], ...] | None = None
+
+    @staticmethod
+    def of_regions(boxes: Iterable[tuple[float, float, float, float]]) -> MediaLayout:
+        """The layout of a medium that becomes one feature a box."""
+        regions = tuple(boxes)
+        return MediaLayout(1, len(regions), regions=regions)
 
     @property
     def num_tiles(self) -> int:

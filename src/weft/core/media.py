@@ -81,3 +81,13 @@ class MediaTokens:
     def from_units(values: Tensor, features: MediaFeatures) -> MediaTokens:
         """Tokens [N, K, D] of units that each become the same number of tokens."""
         return MediaTokens(values.flatten(0, 1), features.unit_item.repeat_interleave(values.shape[1]))
+
+    @staticmethod
+    def one_each(values: Tensor, features: MediaFeatures) -> MediaTokens:
+        """Tokens [N, L, D], one a feature; what stands behind the end of a shorter unit, as its layout says, is left out."""
+        lengths = [layout.height * layout.width for layout in features.layout]
+        if min(lengths, default=values.shape[1]) == values.shape[1]:
+            return MediaTokens.from_units(values, features)
+        counts = torch.tensor(lengths, device=features.unit_item.device)[features.unit_item]
+        real = torch.arange(values.shape[1], device=counts.device) < counts[:, None]
+        return MediaTokens(values[real], features.unit_item.repeat_interleave(counts))

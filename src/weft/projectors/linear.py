@@ -31,4 +31,4 @@ class Linear(InputProjector):
         self.linear = nn.Linear(input_width, output_width)
 
     def forward(self, features: MediaFeatures) -> MediaTokens:
-        return MediaTokens.from_units(self.linear(features.values), features)
+        return MediaTokens.one_each(self.linear(features.values), features)

@@ -39,4 +39,4 @@ class MLP(InputProjector):
         values = self.layers[0](features.values)
         for layer in self.layers[1:]:
             values = layer(self.activation(values))
-        return MediaTokens.from_units(values, features)
+        return MediaTokens.one_each(values, features)
