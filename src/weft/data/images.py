@@ -91,11 +91,7 @@ class ImageTransform(MediaTransform):
         if self.pad_to_square:
             image = self._padded(image)
         width, height = image.size
-        if self.resize == "direct":
-            target = (self.size, self.size)
-        else:
-            long = int(self.size * max(width, height) / min(width, height))
-            target = (self.size, long) if width <= height else (long, self.size)
+        target = self._resized(width, height)
         left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
         if target[0] * target[1] > MAX_PIXELS:
             # a strip of 1 x 60,000 pixels would grow to 336 x 20 million: compute only what the crop keeps
@@ -107,6 +103,28 @@ class ImageTransform(MediaTransform):
         if target != (self.size, self.size):
             image = image.crop((left, top, left + self.size, top + self.size))
         return np.asarray(image)
+
+    def shown(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """What the unit shows of a picture (width, height), so that boxes can go where pixels go.
+
+        (x1, y1, x2, y2) in the picture's pixels, beyond its edges where it is padded.
+        """
+        width, height = size
+        x = y = 0
+        if self.pad_to_square:
+            side = max(size)
+            x, y, width, height = -((side - width) // 2), -((side - height) // 2), side, side
+        target = self._resized(width, height)
+        scale_x, scale_y = width / target[0], height / target[1]
+        left, top = (target[0] - self.size) // 2 * scale_x + x, (target[1] - self.size) // 2 * scale_y + y
+        return left, top, left + self.size * scale_x, top + self.size * scale_y
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a picture before the centre is cut out."""
+        if self.resize == "direct":
+            return self.size, self.size
+        long = int(self.size * max(width, height) / min(width, height))
+        return (self.size, long) if width <= height else (long, self.size)
 
     def normalise(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """Shapes: N pictures (size, size, 3) uint8 -> [N, 3, size, size] float32."""
