@@ -22,6 +22,19 @@ def test_scores_depend_on_distance_only():
     assert not torch.allclose(score(9, 4), score(9, 5), atol=1e-2)
 
 
+def test_the_gradient_of_a_turn_in_bfloat16_is_float32_s_rounded_once():
+    torch.manual_seed(0)
+    tables = Rotary(16, 10_000.0)(torch.tensor([[0, 1, 7, 500], [3, 2, 1, 0]]))
+    x, direction = (torch.randn(2, 4, 3, 16).bfloat16().transpose(1, 2) for _ in range(2))
+    reduced, wide = x.clone().requires_grad_(), x.float().requires_grad_()
+    turned, exact = rotate(reduced, tables), rotate(wide, tables)
+    assert torch.equal(turned, exact.bfloat16())
+    turned.backward(direction)
+    exact.backward(direction.float())
+    torch.testing.assert_close(reduced.grad, wide.grad.bfloat16(), rtol=2**-7, atol=1e-6)  # fused products may tip a rounding
+    assert torch.equal(x, reduced), "the input is left as it was"
+
+
 def test_frequencies_stay_in_float32():
     """In bfloat16 position 2,000 would be turned by an angle that is off by several radians."""
     positions = torch.tensor([[2000]])

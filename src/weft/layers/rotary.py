@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,34 @@ class Rotary(nn.Module):
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Turn queries or keys [B, H, T, d] by their positions' angles, in float32 or above."""
     cos, sin = rotary
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return torch.addcmul(x * cos, _swap(x), sin)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Turn.apply(x, cos, sin)
+    return _turn(x, cos, sin)
+
+
+def _swap(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((second, first), -1)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float = 1.0) -> Tensor:
     # Widened first: on a CPU the mixed-precision loops of the products are slower than the copy.
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    first, second = wide.chunk(2, -1)
-    return torch.addcmul(wide * cos, torch.cat((second, first), -1), sin).to(x.dtype)
+    wide = x.float()
+    swapped = _swap(wide)
+    return wide.mul_(cos).addcmul_(swapped, sin, value=sign).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """The turn of a reduced precision, whose gradient is the turn back: two thirds of the recorded operations' time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, sin, -1.0), None, None
