@@ -32,10 +32,14 @@ def log_mel(samples: Tensor, num_mels: int = 80) -> Tensor:
 
 @lru_cache(maxsize=8)
 def slaney_filters(
-    num_mels: int, window_samples: int = WINDOW_SAMPLES, sample_rate_hz: int = SAMPLE_RATE_HZ, highest_hz: float = 8000.0
+    num_mels: int,
+    window_samples: int = WINDOW_SAMPLES,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    lowest_hz: float = 0.0,
+    highest_hz: float = 8000.0,
 ) -> Tensor:
-    """Triangles of equal area, equally far apart on Slaney's mel scale from 0 Hz: [num_mels, window_samples // 2 + 1]."""
-    ends = torch.linspace(0.0, _mel_of(highest_hz), num_mels + 2, dtype=torch.float64)
+    """Triangles of equal area, equally far apart on Slaney's mel scale: [num_mels, window_samples // 2 + 1]."""
+    ends = torch.linspace(_mel_of(lowest_hz), _mel_of(highest_hz), num_mels + 2, dtype=torch.float64)
     left, middle, right = (_hertz_of(ends).unfold(0, 3, 1)[:, i, None] for i in range(3))
     bins = torch.linspace(0.0, sample_rate_hz / 2, window_samples // 2 + 1, dtype=torch.float64)
     rising, falling = (bins - left) / (middle - left), (right - bins) / (right - middle)

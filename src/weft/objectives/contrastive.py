@@ -35,8 +35,13 @@ def paired_embeddings(system: System, batch: MultimodalBatch) -> tuple[Tensor, T
     return media.float(), output.embeddings["text"][rows].float()
 
 
+def text_logit_scale(system: System) -> nn.Parameter | None:
+    """The scale of text-to-media where a system has one of its own, as LAION's CLAP does (arXiv:2211.06687)."""
+    return getattr(system, "text_logit_scale", None)
+
+
 class SoftmaxContrastive(Objective):
-    """CLIP's symmetric cross entropy over in-batch negatives.
+    """CLIP's symmetric cross entropy over in-batch negatives; the two directions may have scales of their own.
 
     Term "contrastive": the sum over pairs of (image-to-text + text-to-image cross entropy) / 2. The scale is clamped to
     `max_scale` after every step. `chunk` rows of logits exist at a time. Source: arXiv:2103.00020.
@@ -70,12 +75,17 @@ class SoftmaxContrastive(Objective):
         media, text = paired_embeddings(system, batch)
         with torch.autocast(media.device.type, enabled=False):  # at a scale of 100, bf16 would round logits to halves
             scale = cast(ComparesMedia, system).logit_scale.float().exp()
-            total = softmax_pair_loss(media, text, scale, chunk=self.config.chunk, group=self.group)
+            own = text_logit_scale(system)
+            text_scale = None if own is None else own.float().exp()
+            total = softmax_pair_loss(media, text, scale, text_scale, chunk=self.config.chunk, group=self.group)
         return LossTerms({"contrastive": total}, self.weights(batch))
 
     @torch.no_grad()
     def after_step(self, system: System) -> None:
-        cast(ComparesMedia, system).logit_scale.clamp_(max=math.log(self.config.max_scale))
+        largest = math.log(self.config.max_scale)
+        cast(ComparesMedia, system).logit_scale.clamp_(max=largest)
+        if (own := text_logit_scale(system)) is not None:
+            own.clamp_(max=largest)
 
 
 class SigmoidContrastive(Objective):

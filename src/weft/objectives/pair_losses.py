@@ -18,14 +18,20 @@ from weft.objectives.exchange import Ring, gather_rows, row_counts
 
 
 def softmax_pair_loss(
-    media: Tensor, text: Tensor, scale: Tensor, *, chunk: int, group: dist.ProcessGroup | None = None
+    media: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    text_scale: Tensor | None = None,
+    *,
+    chunk: int,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """The sum over this rank's pairs of (media-to-text + text-to-media cross entropy) / 2, against the rows of all ranks.
 
     The sum over ranks is the loss of all pairs on one rank, and so is the sum of gradients. A block's logits, c x B, are
-    computed again in the backward.
+    computed again in the backward. `text_scale` is that of text-to-media, None: `scale`.
 
-    Shapes: media, text [n, E], scale [] -> [].
+    Shapes: media, text [n, E], scale, text_scale [] -> [].
     """
     every_media, every_text, first = media, text, 0
     if group is not None:
@@ -33,7 +39,7 @@ def softmax_pair_loss(
         every_media, every_text = gather_rows(torch.cat([media, text], dim=1), counts, group).chunk(2, dim=1)
         first = sum(counts[: dist.get_rank(group)])
     told = _cross_entropy(media, every_text, scale, first, chunk)
-    shown = _cross_entropy(text, every_media, scale, first, chunk)
+    shown = _cross_entropy(text, every_media, scale if text_scale is None else text_scale, first, chunk)
     return (told + shown) / 2
 
 

@@ -24,7 +24,7 @@ class DualEncoder(System):
 
     Shapes: N media and B texts -> embeddings "media" [N, E] and "text" [B, E], of length 1; with `compared="features"` every
     feature of a medium keeps its own embedding: "media" [N, L, E].
-    Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343; comparing features, FILIP, arXiv:2111.07783.
+    Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343; CLAP, arXiv:2211.06687; comparing features, FILIP, arXiv:2111.07783.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class DualEncoder(System):
         projected: tuple[Literal["media", "text"], ...] = ("media", "text")  # EVA-CLIP's media tower has a head of its own
         initial_scale: float = 1 / 0.07
         initial_bias: float | None = None  # SigLIP's; None: no bias
+        scale_per_direction: bool = False  # LAION's CLAP: a second scale, of text against media
         stream: str = "image"
         compared: Literal["pooled", "features"] = "pooled"
 
@@ -85,6 +86,7 @@ class DualEncoder(System):
         self.media_projection = self._projection("media", config.media_width)
         self.text_projection = self._projection("text", config.text.output_width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
+        self.text_logit_scale = nn.Parameter(self.logit_scale.detach().clone()) if config.scale_per_direction else None
         self.logit_bias: nn.Parameter | None = None
         if config.initial_bias is not None:
             self.logit_bias = nn.Parameter(torch.tensor(config.initial_bias))
