@@ -1,0 +1,76 @@
+"""Every fusion on every kind of language model in every multimodal recipe: trained through all stages, saved, opened, asked."""
+
+import dataclasses
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+
+from weft.core.catalogue import parts
+from weft.core.conversation import Conversation
+from weft.inference.model import Model
+from weft.inference.sampling import Sampling
+from weft.recipes.catalogue import tiny_names, tiny_recipe
+from weft.recipes.loading import load_system
+from weft.recipes.shrinking import TINY_VOCABULARY, tiny_tokenizer
+from weft.systems.multimodal_lm import MultimodalLM
+from weft.training.trainer import Trainer
+
+pytestmark = pytest.mark.exhaustive
+
+
+def kinds():
+    """Each language model at tiny size, and once more with each of its yes-or-no fields turned over."""
+    found = {}
+    for name, part in parts("language_models").items():
+        tiny = replace(part.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512)
+        found[name] = tiny
+        for field in dataclasses.fields(tiny):
+            if isinstance(value := getattr(tiny, field.name), bool):
+                found[f"{name}-{'not-' if value else ''}{field.name}"] = replace(tiny, **{field.name: not value})
+    return found
+
+
+KINDS = kinds()
+MULTIMODAL = [name for name in tiny_names() if isinstance(tiny_recipe(name).system, MultimodalLM.Config)]
+PRODUCT = list(itertools.product(MULTIMODAL, KINDS, parts("fusion")))
+
+
+def composed(recipe, kind, fusion):
+    """The recipe with another language model and another fusion in every stage."""
+    made = tiny_recipe(recipe)
+    fused = replace(parts("fusion")[fusion].Config.tiny(), streams=tuple(made.system.streams))
+    system = replace(made.system, language_model=KINDS[kind], fusions=(fused,))
+    return replace(made, stages=tuple(replace(stage, system=system) for stage in made.stages))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(100)
+
+
+def test_the_product_is_as_large_as_its_factors():
+    assert MULTIMODAL and len(KINDS) >= 4
+    assert len(PRODUCT) == len(MULTIMODAL) * len(KINDS) * len(parts("fusion"))
+
+
+@pytest.mark.parametrize(("recipe", "kind", "fusion"), PRODUCT, ids=map("/".join, PRODUCT))
+def test_it_trains_and_answers(recipe, kind, fusion, tokenizer, tmp_path):
+    made = composed(recipe, kind, fusion)
+    folder = Trainer(made, tmp_path / "run", tokenizer=tokenizer, checkpoint_seconds=1e9).fit()
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for stage in made.stages:
+        losses = [record["loss"] for record in records if record["stage"] == stage.name]
+        assert len(losses) == stage.steps
+        assert sum(losses[-5:]) < sum(losses[:5]), f"{stage.name} learned nothing: {losses}"
+
+    loaded = load_system(folder)
+    assert loaded.system.config == made.system
+    loaded.processor.stop_ids = frozenset()  # nothing may end an answer, so there is one
+    dialogues = made.stages[-1].data.build()
+    questions = [Conversation(dialogues[index].messages[:1]) for index in range(2)]
+    alone = [Model(loaded.system, loaded.processor).generate([q], Sampling(max_new_tokens=4))[0] for q in questions]
+    together = Model(loaded.system, loaded.processor).generate(questions, Sampling(max_new_tokens=4))
+    assert [len(reply.token_ids) for reply in alone] == [4, 4]
+    assert [reply.token_ids for reply in together] == [reply.token_ids for reply in alone]
