@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from weft.core.errors import DataError
-from weft.data.images import CLIP_MEAN, HALF, MAX_PIXELS, ImageTransform, open_image
+from weft.core.errors import ConfigError, DataError
+from weft.data.images import CLIP_MEAN, HALF, IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, ImageTransform, open_image
 
 SIZES = [(40, 40), (64, 31), (31, 64), (33, 50), (20, 90), (500, 33), (1, 1), (7, 3), (200, 150)]
 
@@ -34,25 +34,69 @@ def in_pixels(transform: ImageTransform, values: torch.Tensor) -> torch.Tensor:
     return (values * std + mean) * 255
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_clip_values(size):
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    assert_equal(ImageTransform(size=32), theirs, picture(*size))
+PROCESSORS = {
+    "CLIP": (
+        "CLIPImageProcessorPil",
+        {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+        ImageTransform(size=32),
+    ),
+    "SigLIP": (
+        "SiglipImageProcessorPil",
+        {"size": {"height": 32, "width": 32}},
+        ImageTransform(size=32, resize="direct", mean=HALF, std=HALF),
+    ),
+    "LLaVA-1.5": (
+        "LlavaImageProcessorPil",
+        {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "do_pad": True},
+        ImageTransform(size=32, pad_to_square=True),
+    ),
+    "DINOv2": (
+        "BitImageProcessorPil",
+        {
+            "size": {"shortest_edge": 37},
+            "crop_size": {"height": 32, "width": 32},
+            "image_mean": list(IMAGENET_MEAN),
+            "image_std": list(IMAGENET_STD),
+        },
+        ImageTransform(size=32, shorter_side=37, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    ),
+    "ResNet": (
+        "ConvNextImageProcessorPil",
+        {
+            "size": {"shortest_edge": 28},
+            "crop_pct": 0.875,
+            "image_mean": list(IMAGENET_MEAN),
+            "image_std": list(IMAGENET_STD),
+        },
+        ImageTransform(size=28, shorter_side=32, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    ),
+    "ViT": (
+        "ViTImageProcessorPil",
+        {"size": {"height": 32, "width": 32}},
+        ImageTransform(size=32, resize="direct", filter="bilinear", mean=HALF, std=HALF),
+    ),
+    "BLIP-2": (
+        "BlipImageProcessorPil",
+        {"size": {"height": 32, "width": 32}},
+        ImageTransform(size=32, resize="direct"),
+    ),
+}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_siglip_values(size):
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_values_are_those_of_the_stock_processor(name, size):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
-    assert_equal(ImageTransform(size=32, resize="direct", mean=HALF, std=HALF), theirs, picture(*size))
+    cls, options, transform = PROCESSORS[name]
+    assert_equal(transform, getattr(transformers, cls)(**options), picture(*size))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_llava_1_5_values(size):
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_pad=True)
-    assert_equal(ImageTransform(size=32, pad_to_square=True), theirs, picture(*size))
+@pytest.mark.parametrize(
+    "wrong", [{"shorter_side": 20}, {"shorter_side": 40, "resize": "direct"}, {"filter": "lanczos"}, {"size": 0}], ids=str
+)
+def test_settings_that_do_not_fit_together_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        ImageTransform(**{"size": 32, **wrong})
 
 
 def assert_equal(transform: ImageTransform, theirs, image: Image.Image) -> None:
@@ -99,9 +143,9 @@ def test_a_palette_an_alpha_channel_and_grey_become_rgb():
     image = picture(8, 8)
     quantised = image.quantize(16)
     assert np.array_equal(np.asarray(open_image(quantised)), np.asarray(quantised.convert("RGB")))
-    clear = image.copy()
-    clear.putalpha(128)
-    assert np.array_equal(np.asarray(open_image(as_bytes(clear, "PNG"))), np.asarray(image))
+    opaque = image.copy()
+    opaque.putalpha(255)
+    assert np.array_equal(np.asarray(open_image(as_bytes(opaque, "PNG"))), np.asarray(image))
     grey = open_image(as_bytes(image.convert("L"), "PNG"))
     assert grey.mode == "RGB" and np.array_equal(np.asarray(grey)[..., 0], np.asarray(image.convert("L")))
     two = open_image(as_bytes(image.convert("1"), "PNG"))

@@ -14,13 +14,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from weft.core.errors import ConfigError, DataError
+from weft.core.errors import ConfigError, DataError, unknown_name
 from weft.core.layout import MediaLayout
 from weft.data.media_transform import MediaTransform, OpenedMedium
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_PIXELS = 89_478_485
 """A larger picture is taken for a decompression bomb; Pillow's own first limit."""
 
@@ -28,9 +31,12 @@ MAX_PIXELS = 89_478_485
 def open_image(source: Any, name: str | None = None) -> Image.Image:
     """A picture as 8-bit RGB, upright, from a path, the bytes of a file, a PIL image, or an array (height, width, 3) uint8.
 
+    What is transparent shows white, as in the processors of `transformers`; without a ground, black ink on nothing would be a
+    black picture. Of an animation it is the first frame. Grey of 16 bits keeps its range: 65535 is white.
+
     `name` is what errors call the picture; by default its path or its kind.
 
-    Raises: DataError where it is missing, truncated, no image, or too large.
+    Raises: DataError where it is missing, empty, truncated, no image, too large, or of values without a known range.
     """
     name = name or _name(source)
     if isinstance(source, np.ndarray):
@@ -45,7 +51,7 @@ def open_image(source: Any, name: str | None = None) -> Image.Image:
         raise DataError(f"{name} is refused: it unpacks to more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise DataError(f"{name} is no image of a known format") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them meet
         reason = str(error).splitlines()[0] if str(error) and " at 0x" not in str(error) else type(error).__name__
         raise DataError(f"{name} cannot be read as an image: {reason}") from None
 
@@ -55,11 +61,14 @@ class ImageTransform(MediaTransform):
     """How one picture becomes [3, size, size] float values.
 
     `resize`: "shortest" scales the shorter side to `size` and crops the centre (CLIP), "direct" ignores the aspect (SigLIP).
+    `shorter_side` scales it to more than the crop keeps (DINOv2 and ResNet: 256 for 224); None: to `size`.
     `pad_to_square` first centres the picture on a square filled with int(255 * mean) (LLaVA-1.5).
     """
 
     size: int = 224
     resize: Literal["shortest", "direct"] = "shortest"
+    shorter_side: int | None = None
+    filter: Literal["bicubic", "bilinear"] = "bicubic"
     pad_to_square: bool = False
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
@@ -67,6 +76,12 @@ class ImageTransform(MediaTransform):
     def __post_init__(self) -> None:
         if self.size < 1 or not all(s > 0 for s in self.std):
             raise ConfigError(f"an image transform needs a size and deviations above 0, got size {self.size}, std {self.std}")
+        if self.filter not in FILTERS:
+            raise unknown_name("filter", self.filter, FILTERS)
+        if self.shorter_side is not None and (self.resize != "shortest" or self.shorter_side < self.size):
+            raise ConfigError(
+                f"shorter_side={self.shorter_side} needs resize='shortest' and at least size={self.size}, got resize={self.resize!r}"
+            )
 
     @property
     def unit_shape(self) -> tuple[int, int, int]:
@@ -93,13 +108,14 @@ class ImageTransform(MediaTransform):
         width, height = image.size
         target = self._resized(width, height)
         left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+        kernel = FILTERS[self.filter]
         if target[0] * target[1] > MAX_PIXELS:
             # a strip of 1 x 60,000 pixels would grow to 336 x 20 million: compute only what the crop keeps
             x, y = width / target[0], height / target[1]
             box = (left * x, top * y, min((left + self.size) * x, width), min((top + self.size) * y, height))
-            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
+            return np.asarray(image.resize((self.size, self.size), kernel, box=box))
         if target != image.size:
-            image = image.resize(target, Image.Resampling.BICUBIC)
+            image = image.resize(target, kernel)
         if target != (self.size, self.size):
             image = image.crop((left, top, left + self.size, top + self.size))
         return np.asarray(image)
@@ -123,8 +139,9 @@ class ImageTransform(MediaTransform):
         """(width, height) of a picture before the centre is cut out."""
         if self.resize == "direct":
             return self.size, self.size
-        long = int(self.size * max(width, height) / min(width, height))
-        return (self.size, long) if width <= height else (long, self.size)
+        short = self.shorter_side or self.size
+        long = int(short * max(width, height) / min(width, height))
+        return (short, long) if width <= height else (long, short)
 
     def normalise(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """Shapes: N pictures (size, size, 3) uint8 -> [N, 3, size, size] float32."""
@@ -161,7 +178,7 @@ def _name(source: Any) -> str:
 def _read(source: Any, name: str) -> Image.Image:
     """Open and decode; a file that was opened here is closed again, whatever happens."""
     if isinstance(source, Image.Image):
-        return _upright_rgb(_small_enough(source, name))
+        return _upright_rgb(_small_enough(source, name), name)
     if isinstance(source, bytes | bytearray | memoryview):
         return _decoded(io.BytesIO(source), name)
     if not isinstance(source, str | Path):
@@ -174,9 +191,8 @@ def _read(source: Any, name: str) -> Image.Image:
 
 def _decoded(file: IO[bytes], name: str) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, with the file's name
-        image = Image.open(file)
-    return _upright_rgb(_small_enough(image, name))
+        warnings.simplefilter("ignore")  # what Pillow only warns of is refused here with the file's name, or does no harm
+        return _upright_rgb(_small_enough(Image.open(file), name), name)
 
 
 def _small_enough(image: Image.Image, name: str) -> Image.Image:
@@ -187,23 +203,28 @@ def _small_enough(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _eight_bit(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _eight_bit(image, name)
+    if image.has_transparency_data:
         image = image.convert("RGBA")  # a palette with transparency keeps its colours this way
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey values keep their range: 65535 becomes 255, where a plain conversion would clip at 255."""
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    """Grey values of more than 8 bits keep their range: 65535 becomes 255, where a plain conversion would clip at 255.
+
+    Values that all lie within 0 and 255 are taken for 8 bits in a wide file, floats within 0 and 1 for fractions.
+    """
     values = np.asarray(image).astype(np.float64)
-    top = 1.0 if image.mode == "F" and values.max() <= 1.0 else 65535.0 if values.max() > 255 else 255.0
-    return Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8)).convert("RGB")
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 65535):  # also where a value is not a number
+        raise DataError(f"{name} has grey values from {low:g} to {high:g}; expected 0 to 65535, scale them first")
+    top = 1.0 if image.mode == "F" and high <= 1 else 65535.0 if high > 255 else 255.0
+    return Image.fromarray((values * (255.0 / top) + 0.5).astype(np.uint8)).convert("RGB")
 
 
 def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
