@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import zlib
@@ -44,8 +45,8 @@ def test_one_template_is_the_text_alone():
 
 
 def test_classes_are_written_in_every_template_class_by_class():
-    classes = Classes(("ant", "bee"), ("a photo of a {}.", lambda name: f"an art of {name}"))
-    assert classes.texts() == ["a photo of a ant.", "an art of ant", "a photo of a bee.", "an art of bee"]
+    classes = Classes(("ant", "bee"), ("a photo {of} a {}.", lambda name: f"an art of {name}"))
+    assert classes.texts() == ["a photo {of} a ant.", "an art of ant", "a photo {of} a bee.", "an art of bee"]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ def test_classes_are_written_in_every_template_class_by_class():
     [
         (("ant",), ("{}",), "two or more classes"),
         (("ant", "ant"), ("{}",), "different names"),
+        (("ant > bee", "bee"), ("{}",), "which rank classes"),
         (("ant", "bee"), (), "needs a template"),
         (("ant", "bee"), ("a photo",), "'a photo' has no {}"),
     ],
@@ -145,6 +147,7 @@ def test_five_best_classes_may_count():
     assert benchmark.score(digit, " > ".join([*others[:4], digit.truth]), lambda _: None) == 1.0
     assert benchmark.score(digit, " > ".join([*others[:5], digit.truth]), lambda _: None) == 0.0
     assert benchmark.expectations()[CHANCE][digit.id] == 0.5
+    assert len(set(benchmark.most_frequent()["digit"].split(" > "))) == 5
 
 
 @cache
@@ -206,6 +209,8 @@ def test_a_batch_changes_no_vector(name):
     assert torch.allclose(made.media(pictures), made.media(pictures, batch_size=2), atol=1e-6)  # other kernels, same sums
     assert torch.allclose(made.texts(texts), made.texts(texts, batch_size=1), atol=1e-6)
     assert torch.allclose(made.texts(texts).norm(dim=-1), torch.ones(4))
+    reduced = Embedder(copy.deepcopy(made.system).bfloat16(), made.processor).texts(texts)
+    assert reduced.dtype == torch.float32 and torch.allclose(reduced.norm(dim=-1), torch.ones(4))
     with pytest.raises(DataError, match="nothing to embed"):
         made.texts([])
 

@@ -26,6 +26,8 @@ class Classes:
     def __post_init__(self) -> None:
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):
             raise DataError(f"classification needs two or more classes of different names, got {len(self.names)}: {self.names}")
+        if unclear := [name for name in self.names if _BETTER in name or _EQUAL in name]:
+            raise DataError(f"the class {unclear[0]!r} holds {_BETTER!r} or {_EQUAL!r}, which rank classes in an answer")
         if not self.templates:
             raise DataError("classification needs a template to write class names in; '{}' is the name alone")
         if empty := [t for t in self.templates if isinstance(t, str) and "{}" not in t]:
@@ -33,7 +35,7 @@ class Classes:
 
     def texts(self) -> list[str]:
         """Every class in every template: all texts of the first class, then of the second."""
-        return [t.format(name) if isinstance(t, str) else t(name) for name in self.names for t in self.templates]
+        return [t.replace("{}", name) if isinstance(t, str) else t(name) for name in self.names for t in self.templates]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Ranked:
                 break
             groups.append([name for name, score in zip(names, scores.tolist(), strict=True) if score == level])
         return Ranked(_BETTER.join(_EQUAL.join(group) for group in groups))
+
+    @staticmethod
+    def in_order(names: Sequence[str]) -> Ranked:
+        """Names from best to worst, no two equal."""
+        return Ranked(_BETTER.join(names))
 
     def mark(self, truth: str, k: int) -> float:
         """The chance that the truth is among the first `k`, names of equal score being ordered at random."""

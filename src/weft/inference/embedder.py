@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from weft.core.batch import TextSide
@@ -47,7 +48,8 @@ class Embedder:
             for start in range(0, len(conversations), batch_size):
                 batch = collate([self.processor.encode(c) for c in conversations[start : start + batch_size]])
                 one_side = replace(batch, main=_NO_TEXT) if side == "media" else batch
-                parts.append(self.system(one_side.to(self.device)).embeddings[side].float().cpu())
+                # a reduced precision leaves lengths a little off 1
+                parts.append(F.normalize(self.system(one_side.to(self.device)).embeddings[side].float().cpu(), dim=-1))
         if not parts:
             raise DataError(f"nothing to embed: no {side} given")
         vectors = torch.cat(parts)

@@ -72,7 +72,7 @@ class DeskZeroShot(Benchmark):
         return Ranked(reply).mark(cast(str, item.truth), self.top)
 
     def most_frequent(self) -> Mapping[str, Truth]:
-        return _most_frequent()
+        return _most_frequent(self.top)
 
     def expectations(self) -> Mapping[str, Mapping[str, float]]:
         num_classes = {type: len(classes.names) for type, classes in self.classes.items()}
@@ -114,10 +114,11 @@ def _caption(about: str, known: Mapping[str, str], name: str) -> str:
 
 
 @cache
-def _most_frequent() -> Mapping[str, Truth]:
+def _most_frequent(top: int) -> Mapping[str, Truth]:
     desk = Desk("train", max_digits=1, max_shapes=0)
     seen: dict[str, Counter[str]] = {}
     for index in range(_NUM_TRAINING_SCENES):
         for type, truth in _truths(desk.scene(index)).items():
             seen.setdefault(type, Counter())[truth] += 1
-    return {type: counts.most_common(1)[0][0] for type, counts in seen.items()}
+    by_type = {type: [name for name, _ in counts.most_common(top)] for type, counts in seen.items()}
+    return {type: Ranked.in_order(names).text for type, names in by_type.items()}
