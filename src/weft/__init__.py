@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from weft.inference.model import Model as Model
     from weft.inference.sampling import Sampling as Sampling
     from weft.recipes.catalogue import recipe as recipe
+    from weft.recipes.encoder_loading import load_encoder as load_encoder
     from weft.recipes.loading import load_model as load_model
     from weft.recipes.loading import save_model as save_model
     from weft.training.stage import Recipe as Recipe
@@ -34,6 +35,7 @@ _HOMES = {
     "Model": "weft.inference.model",
     "Sampling": "weft.inference.sampling",
     "recipe": "weft.recipes.catalogue",
+    "load_encoder": "weft.recipes.encoder_loading",
     "load_model": "weft.recipes.loading",
     "save_model": "weft.recipes.loading",
     "Recipe": "weft.training.stage",

@@ -23,7 +23,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+Filter = Literal["bicubic", "bilinear"]
+FILTERS: dict[Filter, Image.Resampling] = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_PIXELS = 89_478_485
 """A larger picture is taken for a decompression bomb; Pillow's own first limit."""
 
@@ -68,7 +69,7 @@ class ImageTransform(MediaTransform):
     size: int = 224
     resize: Literal["shortest", "direct"] = "shortest"
     shorter_side: int | None = None
-    filter: Literal["bicubic", "bilinear"] = "bicubic"
+    filter: Filter = "bicubic"
     pad_to_square: bool = False
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
@@ -80,7 +81,7 @@ class ImageTransform(MediaTransform):
             raise unknown_name("filter", self.filter, FILTERS)
         if self.shorter_side is not None and (self.resize != "shortest" or self.shorter_side < self.size):
             raise ConfigError(
-                f"shorter_side={self.shorter_side} needs resize='shortest' and at least size={self.size}, got resize={self.resize!r}"
+                f"shorter_side={self.shorter_side} needs resize='shortest' and size <= it, got {self.resize!r}, {self.size}"
             )
 
     @property

@@ -11,9 +11,13 @@ from torch import nn
 from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
 from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
-from weft.core.interfaces import System
+from weft.core.interfaces import ModalityEncoder, System
+from weft.recipes.encoder_loading import PublishedEncoder
 from weft.recipes.loading import find_model_folder, read_json
 from weft.training.model_folder import load_weights
+
+_ARITHMETIC = ("num_heads", "activation", "norm_eps", "pre_norm", "stride_placement", "block", "gated")
+"""Settings of an encoder that no shape shows."""
 
 
 def starting_weights(assignments: Sequence[str]) -> Callable[[System], None] | None:
@@ -50,8 +54,24 @@ def _fill_part(system: System, part: str, path: str) -> None:
     if "model_type" not in read_json(folder / "config.json"):
         load_weights(module, _under(files, f"{part}.", folder), str(folder))
         return
+    if isinstance(module, ModalityEncoder):
+        published = PublishedEncoder.in_folder(folder)
+        _check_same_kind(part, module, published)
+        published.fill(module)
+        return
     layout = _layout_of(module)
     layout.key_map(module.config).load(module, files, str(files.path))
+
+
+def _check_same_kind(part: str, module: ModalityEncoder, published: PublishedEncoder) -> None:
+    """Weights of the right shapes in a part of another arithmetic would load without a word and mean nothing."""
+    ours, theirs = module.config, published.config
+    if type(ours) is not type(theirs):
+        raise CheckpointError(f"{published.folder} holds a {theirs.part_name}, {part} is a {ours.part_name}")
+    wrong = [name for name in _ARITHMETIC if getattr(ours, name, None) != getattr(theirs, name, None)]
+    if wrong:
+        listed = ", ".join(f"{name}={getattr(theirs, name)!r} (here {getattr(ours, name)!r})" for name in wrong)
+        raise CheckpointError(f"{published.folder} has weights for {listed}; change {part} with --set or take other weights")
 
 
 def _under(files: Mapping[str, Any], prefix: str, folder: Path) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from weft.data.tokenizers import Tokenizer
 from weft.language_models.decoder import Decoder
 from weft.recipes.chat_template import recognise
 from weft.recipes.loading import read_json
+from weft.recipes.transformers_preprocessing import preprocessing, read_image_transform
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 
 MARKER = "<image>"
-BICUBIC = 3
 
 _TEMPLATES = {
     "llama": "vicuna_v1", "qwen2": "chatml", "qwen3": "chatml", "clip": "clip_text", "eva_clip": "clip_text",
@@ -94,13 +94,9 @@ def _read_transforms(folder: Path, system: MultimodalLM.Config | DualEncoder.Con
     )
     if not streams:
         return {}
-    saved: dict[str, Any] = {}
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            found = read_json(folder / name)
-            saved |= found.get("image_processor") or (found if name.startswith("pre") else {})
     (encoder,) = streams.values()
-    transform: MediaTransform = _read_transform(saved, encoder.image_size, folder)
+    saved = preprocessing(folder)
+    transform: MediaTransform = read_image_transform(saved, encoder.image_size, folder)
     if isinstance(transform, ImageTransform) and (pinpoints := saved.get("image_grid_pinpoints")):
         transform = _read_tiles(pinpoints, transform, folder)
     return dict.fromkeys(streams, transform)
@@ -113,32 +109,3 @@ def _read_tiles(pinpoints: Sequence[Sequence[int]], view: ImageTransform, folder
     grids = tuple((height // view.size, width // view.size) for height, width in pinpoints)
     view = replace(view, resize="direct", pad_to_square=False)
     return PictureTiles(view=view, tiling=AnyResolution(grids=grids))
-
-
-def _read_transform(saved: Mapping[str, Any], image_size: int, folder: Path) -> ImageTransform:
-    """An image processor's settings; without any, CLIP's at the encoder's size."""
-    size, crop = saved.get("size", {"shortest_edge": image_size}), saved.get("crop_size", image_size)
-    direct = isinstance(size, dict) and "height" in size
-    side = (size["height"] if direct else size.get("shortest_edge")) if isinstance(size, dict) else size
-    cropped = crop["height"] if isinstance(crop, dict) else crop
-    wanted = {
-        "size": side == image_size,
-        "crop_size": direct or cropped == image_size,
-        "resample": saved.get("resample", BICUBIC) == BICUBIC,
-        "do_resize": saved.get("do_resize", True),
-        "do_normalize": saved.get("do_normalize", True),
-        "do_center_crop": direct or saved.get("do_center_crop", True),
-    }
-    if unfit := [f"{name}={saved.get(name)!r}" for name, fits in wanted.items() if not fits]:
-        raise CheckpointError(
-            f"{folder}: the image processor has {', '.join(unfit)}; "
-            f"Weft resizes bicubically to the encoder's {image_size} pixels"
-        )
-    default = ImageTransform()
-    return ImageTransform(
-        size=image_size,
-        resize="direct" if direct else "shortest",
-        pad_to_square=bool(saved.get("do_pad", False)),
-        mean=tuple(saved.get("image_mean", default.mean)),
-        std=tuple(saved.get("image_std", default.std)),
-    )

@@ -15,7 +15,7 @@ from weft.checkpoints import clip, llama, llava, llava_next, siglip
 from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
-from weft.data.images import ImageTransform
+from weft.data.images import FILTERS, ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.templates import template
@@ -25,7 +25,7 @@ from weft.encoders.siglip import SiglipVision
 from weft.language_models.decoder import Decoder
 from weft.projectors.tiles import Tiles
 from weft.recipes.chat_template import jinja
-from weft.recipes.transformers_folder import BICUBIC, MARKER
+from weft.recipes.transformers_folder import MARKER
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 
@@ -164,8 +164,8 @@ def _write_images(folder: Path, transform: MediaTransform, family: str, processo
         "do_convert_rgb": True,
         **({"do_pad": True} if transform.pad_to_square else {}),
         "do_resize": True,
-        "size": {"shortest_edge": transform.size} if shortest else side,
-        "resample": BICUBIC,
+        "size": {"shortest_edge": transform.shorter_side or transform.size} if shortest else side,
+        "resample": int(FILTERS[transform.filter]),
         "do_center_crop": shortest,
         "crop_size": side,
         "do_rescale": True,

@@ -1,0 +1,151 @@
+"""Open one encoder from a published folder or hub repository: alone, or out of the file of a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weft.checkpoints.checkpoint_format import CheckpointFormat, format_of
+from weft.checkpoints.skeleton import skeleton
+from weft.checkpoints.weight_files import WeightFiles
+from weft.core.errors import CheckpointError, ConfigError
+from weft.core.interfaces import ModalityEncoder
+from weft.data.media_transform import MediaTransform
+from weft.recipes.loading import find_model_folder, read_json
+from weft.recipes.transformers_preprocessing import read_media_transform
+
+_TOWERS = ("model.vision_tower.", "vision_tower.", "model.vision_model.", "vision_model.")
+"""Where the files of whole models keep their image tower, in the spellings of versions 5 and 4."""
+
+_OF_THE_WHOLE = "belongs to the rest of the whole model, the encoder alone is loaded"
+
+
+class LoadedEncoder(NamedTuple):
+    """An encoder with the transform of its media, the folder that they came from, and what its file holds besides.
+
+    `transform` is None where the folder states no preprocessing. `dropped` gives the reason for every key that was not used.
+    """
+
+    encoder: ModalityEncoder
+    transform: MediaTransform | None
+    folder: Path
+    dropped: Mapping[str, str]
+
+
+def load_encoder(
+    path_or_hub_name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> LoadedEncoder:
+    """Open an encoder from a folder in `transformers` layout or a name on the hub (`owner/name@revision`), weights included.
+
+    The folder may hold the encoder alone or a whole model that has it (CLIP, LLaVA, BLIP-2, Whisper with its decoder). Of a
+    LLaVA the encoder gives the features that LLaVA reads. `dtype` None keeps the file's precision. A hub name is pinned by
+    `revision` (a commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked. A file other than safetensors
+    is read only where it holds nothing but tensors.
+
+    Raises: CheckpointError for what is missing, damaged, unsafe or does not fit.
+    """
+    folder = find_model_folder(path_or_hub_name, revision)
+    published = PublishedEncoder.in_folder(folder)
+    transform, config = read_media_transform(folder, published.config)
+    try:
+        with skeleton():
+            encoder = config.build()
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} describes no encoder ({type(error).__name__}: {error})") from error
+    dropped = published.fill(encoder, device=device, dtype=dtype)
+    return LoadedEncoder(encoder.to(device).eval(), transform, folder, dropped)
+
+
+class PublishedEncoder(NamedTuple):
+    """The encoder that a folder in `transformers` layout describes; its weights are not read yet."""
+
+    folder: Path
+    layout: CheckpointFormat
+    config: ModalityEncoder.Config
+
+    @staticmethod
+    def in_folder(folder: Path) -> PublishedEncoder:
+        """Raises: CheckpointError where the folder describes no encoder that Weft has."""
+        where = folder / "config.json"
+        saved = read_json(where)
+        if "model_type" not in saved and "architecture" not in saved:
+            raise CheckpointError(f"{where} names no model_type; load_encoder reads folders in transformers layout")
+        tower = _tower(saved)
+        layout = format_of(tower, str(where))
+        try:
+            config = layout.read_config(tower)
+            if tower is not saved:
+                config = _features_read_by(saved, config)
+        except (CheckpointError, ConfigError) as error:
+            raise CheckpointError(f"{folder}: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{where} lacks a field or misstates it ({type(error).__name__}: {error})") from error
+        if not isinstance(config, ModalityEncoder.Config):
+            raise CheckpointError(f"{folder} holds a {layout.name}, which has no encoder of media that stands alone")
+        return PublishedEncoder(folder, layout, config)
+
+    def fill(
+        self, encoder: ModalityEncoder, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> dict[str, str]:
+        """Read the weights into an encoder of this kind; returns the keys that were not used, with their reasons.
+
+        Raises: CheckpointError naming every missing, unknown and misshapen key.
+        """
+        files = WeightFiles(self.folder)
+        prefix = next((p for p in _TOWERS if any(key.startswith(p) for key in files)), "")
+        tower = _Under(files, prefix)
+        dropped = self.layout.key_map(encoder.config).load(encoder, tower, str(files.path), dtype=dtype, device=device)
+        others = {key: _OF_THE_WHOLE for key in files if not key.startswith(prefix)}
+        return {prefix + key: reason for key, reason in dropped.items()} | others
+
+
+def _tower(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the image tower inside a whole model's; the config itself where there is none inside."""
+    inside = saved.get("vision_config")
+    if not isinstance(inside, dict):
+        return saved
+    kind = str(saved["model_type"]).replace("-", "_")
+    return {"model_type": f"{kind}_vision_model", **inside}
+
+
+def _features_read_by(saved: Mapping[str, Any], config: Any) -> Any:
+    """The encoder with the features that a whole model takes from it."""
+    layer = saved.get("vision_feature_layer")
+    if layer is None or not hasattr(config, "feature_layer"):
+        return config
+    if not isinstance(layer, int):
+        raise CheckpointError(f"vision_feature_layer={layer!r} joins several layers, a Weft encoder gives one")
+    config = replace(config, feature_layer=layer)
+    if hasattr(config, "keep_class_token"):
+        config = replace(config, keep_class_token=saved.get("vision_feature_select_strategy", "default") == "full")
+    elif saved.get("vision_feature_select_strategy", "default") == "default":
+        raise CheckpointError(f"the model leaves out the first feature of a {config.part_name}, which has no class token")
+    return config
+
+
+class _Under(Mapping[str, Tensor]):
+    """The tensors of weight files under a prefix, named without it and read when they are asked for."""
+
+    def __init__(self, files: WeightFiles, prefix: str) -> None:
+        self._files, self._prefix = files, prefix
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._files[self._prefix + key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.removeprefix(self._prefix) for key in self._files if key.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return self._files.shape(self._prefix + key)
