@@ -107,6 +107,13 @@ def test_show_prints_the_recipe_as_it_is_saved(capsys):
         (("show", "llava", "--set", "stages.align.steps=many"), "stages.align.steps"),
         (("show", "llava", "--set", "stages.align.steps"), "--set takes PATH=VALUE"),
         (("show", "llava", "--tiny", "--size", "7b"), "--tiny"),
+        (("show", "llava", "--tiny", "--set", "stages.align.system.language_model.num_heads=0"), "num_heads=0"),
+        (("show", "llava", "--tiny", "--set", "stages.align.system.language_model.num_heads=3"), "cannot share 2 heads"),
+        (("show", "llava", "--tiny", "--set", "stages.align.system.language_model.width=30"), "heads of 7.5"),
+        (
+            ("train", "llava", "--tiny", "-o", "run", "--set", "stages.align.system.streams.image.encoder.patch_size=0"),
+            "no patch of 0",
+        ),
         (("show", "llava", "--text-tokens", "0"), "--text-tokens"),
         (("show",), "RECIPE"),
         (("shwo", "llava"), "No such command 'shwo'"),
@@ -296,7 +303,7 @@ def in_copy(model_folder, tmp_path, file, old, new):
     ("file", "old", "new", "line"),
     [
         ("config.json", '"context": 512', '"context": "many"', "cannot hold context='many'"),
-        ("config.json", '"num_heads": 4', '"num_heads": 0', "describes no system that can be built"),
+        ("config.json", '"num_heads": 4', '"num_heads": 0', "num_heads=0"),
         ("processor.json", '"weft.data.processor.Processor.Config"', '"weft.layers.rotary.Llama3Scaling"', "has no field"),
         ("processor.json", '"size": 32', '"size": "large"', "cannot hold size='large'"),
         ("processor.json", '"size": 32', '"size": 0', "a size and deviations above 0"),

@@ -101,7 +101,10 @@ def loads(text: str, where: str = "config") -> Any:
     schema = saved.get("schema") if isinstance(saved, dict) else None
     if schema != SCHEMA_VERSION:
         raise ConfigError(f"{where} has schema {schema!r}; this version of Weft reads schema {SCHEMA_VERSION}")
-    return from_dict(saved)
+    try:
+        return from_dict(saved)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from weft.core.cache import Cache
+from weft.core.errors import ConfigError
 from weft.core.interfaces import LanguageModel
 from weft.core.sequence import TokenSequence
 from weft.layers.attention import Attention
@@ -46,6 +47,22 @@ class Decoder(LanguageModel):
         attention_bias: bool = False
         head_norm: bool = False
         tied_head: bool = False
+
+        def __post_init__(self) -> None:
+            counts = ("vocabulary", "width", "num_layers", "num_heads", "num_key_value_heads", "feed_forward_width", "context")
+            if small := [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]:
+                raise ConfigError(f"a decoder needs counts and widths of at least 1, got {', '.join(small)}")
+            if self.num_heads % self.num_key_value_heads:
+                raise ConfigError(
+                    f"{self.num_heads} heads cannot share {self.num_key_value_heads} heads of keys and values evenly; "
+                    "set num_key_value_heads to a divisor of num_heads"
+                )
+            head_width = self.head_width or self.width / self.num_heads
+            if head_width % 2:
+                raise ConfigError(
+                    f"width {self.width} and {self.num_heads} heads give heads of {head_width:g}; rotary positions need an "
+                    "even width per head, so change width or num_heads, or set head_width"
+                )
 
         def build(self) -> Decoder:
             return Decoder(self)

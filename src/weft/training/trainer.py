@@ -304,8 +304,13 @@ def check_recipe(recipe: Recipe) -> None:
                 f"stage {stage.name!r}: {objective.__name__} compares the samples of a batch, so it can be neither accumulated "
                 f"nor packed; set micro_batch_size={stage.batch_size} (now {micro}) and packing=False (now {stage.packing})"
             )
-        with torch.device("meta"):
-            system = stage.system.build()
+        try:
+            with torch.device("meta"):
+                system = stage.system.build()
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ConfigError(
+                f"stage {stage.name!r}: its system cannot be built ({type(error).__name__}: {error}); change its sizes"
+            ) from error
         trained = freeze(system, stage.train, f"stage {stage.name!r}")
         build_optimizer(stage.optimizer, system, trained)
         if not index and stage.takes:
