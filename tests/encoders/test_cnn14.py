@@ -103,7 +103,9 @@ def test_five_seconds_at_44_kilohertz_become_21_features_and_a_vector_of_2048():
 
 
 def test_a_recording_goes_all_the_way():
-    front = ClapAudioTransform(num_mels=8, clip_seconds=0.1, sample_rate_hz=16_000, window_samples=256, hop_samples=64, highest_hz=8000.0)
+    front = ClapAudioTransform(
+        num_mels=8, clip_seconds=0.1, sample_rate_hz=16_000, window_samples=256, hop_samples=64, highest_hz=8000.0
+    )
     config = dataclasses.replace(TINY, num_frames=front.unit_shape[1])
     samples = torch.randn(700, generator=torch.Generator().manual_seed(0)).numpy() * 0.1
     opened = front.open(Waveform(samples, 16_000), config.layout())

@@ -1,22 +1,25 @@
-"""Both systems called CLAP: LAION's against `transformers`, Microsoft's text tower against `BertModel`, through the key maps."""
+"""LAION's CLAP against `transformers`, the text tower of Microsoft's against `BertModel`, through the key maps."""
 
 import builtins
 import dataclasses
+import io
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from reference_models import assert_close, randomise, to_transformers, to_weft
+from rich.console import Console
 
 from weft.checkpoints.clap import CLAP, CLAP_AUDIO, CLAP_TEXT
 from weft.checkpoints.clap_microsoft import CLAP_MICROSOFT
 from weft.core.batch import MediaBatch, MultimodalBatch, SampleRef, TextSide
-from weft.core.errors import CheckpointError, ConfigError, ContextTooShort, DataError
+from weft.core.errors import CheckpointError, ConfigError, ContextTooShort, DataError, MissingLibrary
 from weft.encoders.bert_text import BertText
 from weft.encoders.clap_laion import ClapLaionWrapper
 from weft.encoders.cnn14 import Cnn14
 from weft.objectives.contrastive import SoftmaxContrastive
+from weft.serving.part_tables import table
 from weft.systems.dual_encoder import DualEncoder
 
 transformers = pytest.importorskip("transformers")
@@ -49,7 +52,9 @@ def with_statistics(model):
 
 
 def whole_model() -> transformers.ClapModel:
-    model = with_statistics(transformers.ClapModel(transformers.ClapConfig(audio_config=AUDIO, text_config=TEXT, projection_dim=20)))
+    model = with_statistics(
+        transformers.ClapModel(transformers.ClapConfig(audio_config=AUDIO, text_config=TEXT, projection_dim=20))
+    )
     model.logit_scale_a.data.fill_(1.5)
     model.logit_scale_t.data.fill_(0.7)
     return model
@@ -83,9 +88,7 @@ def test_embeddings_and_logits_of_both_directions_equal_the_reference(tmp_path, 
     padded, text = texts()
     units = mels(frames)
     with torch.no_grad():
-        expected = theirs(
-            input_ids=padded, attention_mask=(padded != PADDING).long(), input_features=as_reference_takes(units)
-        )
+        expected = theirs(input_ids=padded, attention_mask=(padded != PADDING).long(), input_features=as_reference_takes(units))
         found = ours(batch_of(units, ours.media, text)).embeddings
         assert_close(found["media"], expected.audio_embeds)
         assert_close(found["text"], expected.text_embeds)
@@ -99,7 +102,9 @@ def test_embeddings_and_logits_of_both_directions_equal_the_reference(tmp_path, 
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["version 5", "hub"])
-@pytest.mark.parametrize("part", ["ClapAudioModel", "ClapAudioModelWithProjection", "ClapTextModel", "ClapTextModelWithProjection"])
+@pytest.mark.parametrize(
+    "part", ["ClapAudioModel", "ClapAudioModelWithProjection", "ClapTextModel", "ClapTextModelWithProjection"]
+)
 def test_each_tower_alone_equals_the_reference(tmp_path, part, old):
     """The hub has files of whole models only: a tower is read from such a file, or from its own."""
     whole = whole_model()
@@ -185,8 +190,13 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ConfigError, match=r"pip install 'weft\[hf\]'"):
+    with pytest.raises(MissingLibrary, match=r"pip install 'weft\[hf\]'"):
         ClapLaionWrapper.Config.tiny().build()
+    monkeypatch.setattr("weft.core.catalogue.parts", lambda room: {"clap_laion_wrapper": ClapLaionWrapper})
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table("encoders"))  # the list of what there is needs no library
+    lines = [line for line in console.file.getvalue().splitlines() if "clap_laion_wrapper" in line]
+    assert len(lines) == 1 and "needs transformers" in lines[0] and "2211.06687" in lines[0]
 
 
 def test_units_of_another_shape_are_refused_with_the_way_out():
@@ -273,7 +283,9 @@ def audio_file(widths: tuple[int, ...], mels: int) -> dict[str, torch.Tensor]:
 
     def norm(name, width):
         scale, variance = 1 + 0.2 * normal(width), normal(width).abs() + 0.5
-        names = zip(("weight", "bias", "running_mean", "running_var"), (scale, normal(width), normal(width), variance), strict=True)
+        names = zip(
+            ("weight", "bias", "running_mean", "running_var"), (scale, normal(width), normal(width), variance), strict=True
+        )
         return {f"{name}.{key}": value for key, value in names} | {f"{name}.num_batches_tracked": torch.tensor(5)}
 
     file = norm("bn0", mels)
@@ -291,10 +303,23 @@ def test_microsofts_file_fills_both_towers_and_the_text_tower_equals_bert():
     torch.manual_seed(0)
     bert = randomise(transformers.BertModel(transformers.BertConfig(**BERT)))
     file = microsoft_file(bert, audio_file((8, 16, 32), 8), 24)
-    saved = {"model_type": "clap_microsoft", "mel_bins": 8, "num_frames": 22, "widths": [8, 16, 32], "d_proj": 24, "text_config": BERT}
+    saved = {
+        "model_type": "clap_microsoft",
+        "mel_bins": 8,
+        "num_frames": 22,
+        "widths": [8, 16, 32],
+        "d_proj": 24,
+        "text_config": BERT,
+    }
     ours = CLAP_MICROSOFT.read_config(saved).build().eval()
     dropped = CLAP_MICROSOFT.key_map(ours.config).load(ours, file, "CLAP_weights_2022.pth")
-    assert {key.split(".")[2] for key in dropped} <= {"fc_audioset", "spectrogram_extractor", "logmel_extractor", "pooler", "embeddings"}
+    assert {key.split(".")[2] for key in dropped} <= {
+        "fc_audioset",
+        "spectrogram_extractor",
+        "logmel_extractor",
+        "pooler",
+        "embeddings",
+    }
     assert "caption_encoder.base.pooler.dense.weight" in dropped
     padded, text = texts()
     with torch.no_grad():

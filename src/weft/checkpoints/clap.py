@@ -65,7 +65,7 @@ USUAL = {
 def _check(saved: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
     if saved.get("enable_fusion"):
         raise CheckpointError(
-            "the config has enable_fusion, which fuses four spectrograms of a clip; Weft's CLAP hears one, as the unfused files do"
+            "the config has enable_fusion, which fuses four spectrograms of a clip; Weft's CLAP hears one; take an unfused file"
         )
     if odd := [f"{name}={saved[name]!r}" for name, value in usual.items() if saved.get(name, value) != value]:
         raise CheckpointError(f"the config has {', '.join(odd)}; CLAP's published files have {dict(usual)}")

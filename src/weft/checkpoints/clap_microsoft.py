@@ -95,8 +95,8 @@ def write_model(config: DualEncoder.Config) -> dict[str, Any]:
     }
     if media.embedding_width is None or read_model(written) != config:
         raise CheckpointError(
-            "the clap_microsoft layout holds towers with residual heads, a text tower without a pooler and one scale that begins "
-            "at 1 / 0.07; build the dual encoder from the sizes 'clap-microsoft'"
+            "the clap_microsoft layout holds towers with residual heads, a text tower without a pooler and one scale that "
+            "begins at 1 / 0.07; build the dual encoder from the sizes 'clap-microsoft'"
         )
     return written
 

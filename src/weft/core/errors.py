@@ -14,6 +14,14 @@ class ConfigError(WeftError):
     """A config, recipe or override that cannot be built."""
 
 
+class MissingLibrary(ConfigError):
+    """A part that an optional `library` runs, which is not installed; `extra` of Weft brings it."""
+
+    def __init__(self, what: str, library: str, extra: str) -> None:
+        super().__init__(f"{what} is run by the library {library}, which is not installed; pip install 'weft[{extra}]'")
+        self.library = library
+
+
 class DataError(WeftError):
     """A sample, medium or file of data that cannot be used."""
 

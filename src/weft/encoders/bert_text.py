@@ -110,7 +110,8 @@ class BertText(TextEncoder):
         places = self.position_embedding(text.positions + self.config.first_position)
         # a text alone is of the first type; the second is that of the second text of a pair
         hidden = self.input_norm(self.token_embedding(text.tokens) + places + self.type_embedding.weight[0])
-        rule = AttentionRule.bidirectional(*text.tokens.shape, text.tokens.device, real)
+        rows, length = text.tokens.shape
+        rule = AttentionRule.bidirectional(rows, length, text.tokens.device, real)
         hidden = run_blocks(self.blocks, hidden, BlockContext(rule))
         first = hidden[torch.arange(len(hidden), device=hidden.device), real.int().argmax(1)]
         return self.head(first if self.pooler is None else torch.tanh(self.pooler(first)))

@@ -1,4 +1,4 @@
-"""The audio tower of LAION's CLAP, HTSAT, as the `transformers` library has it: a wrapper. arXiv:2211.06687, arXiv:2202.00874."""
+"""The audio tower of LAION's CLAP, arXiv:2211.06687: a wrapper around the HTSAT of the `transformers` library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from weft.core.errors import ConfigError, DataError
+from weft.core.errors import ConfigError, DataError, MissingLibrary
 from weft.core.interfaces import ModalityEncoder
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
@@ -24,7 +24,7 @@ class ClapLaionWrapper(ModalityEncoder):
     spectrogram.
 
     Shapes: units [N, num_mels, num_frames] -> values [N, F * T, C], row by row; `pool` gives [N, C], or [N, E] with the head.
-    Raises: ConfigError where `transformers` is not installed.
+    Raises: MissingLibrary where `transformers` is not installed.
     Source: CLAP, arXiv:2211.06687; HTSAT, arXiv:2202.00874.
     """
 
@@ -54,8 +54,8 @@ class ClapLaionWrapper(ModalityEncoder):
                 raise ConfigError(f"the stages' widths, from {self.width} on, do not split into {self.num_heads} heads")
             if self.spec_size % self.num_mels or self.spec_size % (self.num_pieces * self.stride):
                 raise ConfigError(
-                    f"spec_size {self.spec_size} must be a multiple of num_mels {self.num_mels} and hold a grid of whole pieces; "
-                    f"choose a multiple of {self.num_pieces * self.stride}"
+                    f"spec_size {self.spec_size} must be a multiple of num_mels {self.num_mels} and hold a grid of whole "
+                    f"pieces; choose a multiple of {self.num_pieces * self.stride}"
                 )
             if self.num_frames > self.spec_size * self.num_pieces:
                 raise ConfigError(
@@ -133,10 +133,7 @@ def _tower(c: ClapLaionWrapper.Config) -> nn.Module:
     try:
         from transformers import ClapAudioConfig, ClapAudioModel
     except ImportError as error:
-        raise ConfigError(
-            "the audio tower of LAION's CLAP is run by the library transformers, which is not installed; "
-            "pip install 'weft[hf]'"
-        ) from error
+        raise MissingLibrary("the audio tower of LAION's CLAP", "transformers", "hf") from error
     # dropout, 0.1 in the published training of the transformer, is left out as in Weft's own encoders
     config = ClapAudioConfig(
         num_mel_bins=c.num_mels, spec_size=c.spec_size, patch_size=c.patch_size, patch_stride=(c.patch_size,) * 2,

@@ -1,4 +1,4 @@
-"""CNN14: features of sound by convolutions over a log-mel spectrogram, arXiv:1912.10211; the audio tower of Microsoft's CLAP."""
+"""CNN14: convolutions over a log-mel spectrogram, arXiv:1912.10211; the audio tower of Microsoft's CLAP."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Cnn14(ModalityEncoder):
                 raise ConfigError("a CNN14 has at least one block; give widths")
             if min(self.num_mels, self.num_frames) < self.stride:
                 raise ConfigError(
-                    f"{len(self.widths)} blocks halve mels and frames to 1 / {self.stride}, so they take at least {self.stride} "
-                    f"of each, got num_mels={self.num_mels}, num_frames={self.num_frames}"
+                    f"{len(self.widths)} blocks halve mels and frames to 1 / {self.stride}, so they take at least "
+                    f"{self.stride} of each, got num_mels={self.num_mels}, num_frames={self.num_frames}"
                 )
 
         def build(self) -> Cnn14:

@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from weft.core import catalogue
+from weft.core.errors import MissingLibrary
 from weft.core.interfaces import InputProjector, LanguageModel, ModalityEncoder, TextEncoder
 from weft.core.layout import MediaLayout
 from weft.serving.quantities import count
@@ -53,8 +54,16 @@ def _encoders(room: str) -> Table:
     for name, cls in catalogue.parts("encoders").items():
         for size, config in _sizes(cls):
             tokens = count(config.layout().positions) if isinstance(config, ModalityEncoder.Config) else f"<= {config.context}"
-            made.add_row(name, size, count(_built(config.build)), tokens, count(config.output_width), source(cls))
+            made.add_row(name, size, _count_of(config), tokens, count(config.output_width), source(cls))
     return made
+
+
+def _count_of(config: Any) -> str:
+    """The parameters of a part, where what it is built from is installed: a wrapper's library may be missing."""
+    try:
+        return count(_built(config.build))
+    except MissingLibrary as error:
+        return f"needs {error.library}"
 
 
 def _projectors(room: str) -> Table:

@@ -24,7 +24,8 @@ class DualEncoder(System):
 
     Shapes: N media and B texts -> embeddings "media" [N, E] and "text" [B, E], of length 1; with `compared="features"` every
     feature of a medium keeps its own embedding: "media" [N, L, E].
-    Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343; CLAP, arXiv:2211.06687; comparing features, FILIP, arXiv:2111.07783.
+    Source: CLIP, arXiv:2103.00020; SigLIP, arXiv:2303.15343; CLAP, arXiv:2211.06687; comparing features, FILIP,
+    arXiv:2111.07783.
     """
 
     @dataclass(frozen=True, kw_only=True)
