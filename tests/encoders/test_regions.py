@@ -24,7 +24,10 @@ from weft.encoders.resnet import Resnet
 from weft.fusion.token_concatenation import TokenConcatenation
 from weft.language_models.decoder import Decoder
 from weft.layers.roi_align import roi_align
+from weft.projectors.attention_pooling import AttentionPooling
 from weft.projectors.mlp import MLP
+from weft.projectors.perceiver import Perceiver
+from weft.projectors.qformer import QFormer
 from weft.projectors.region_embedding import RegionEmbedding
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 
@@ -84,6 +87,18 @@ def test_one_token_a_region_whatever_the_number():
         tokens = projector(found)
     assert tokens.item.tolist() == [0, 0, 0, 1]
     assert [projector.config.num_tokens(layout) for layout in found.layout] == [3, 1]
+
+
+@pytest.mark.parametrize("projector", [Perceiver.Config.tiny(), QFormer.Config.tiny(), AttentionPooling.Config.tiny()])
+def test_what_reads_all_regions_together_sees_those_of_its_own_picture_alone(projector):
+    encoder = built(PLAIN)
+    resampler = built_projector(projector, encoder.config.output_width)
+    for parameter in resampler.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        together = resampler(encode(encoder, UNITS, BOXES, BOXES[:1])).values[-projector.num_tokens(MediaLayout(1, 1)) :]
+        alone = resampler(encode(encoder, UNITS[1:], BOXES[:1])).values
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5 * max(1.0, float(alone.abs().max())))
 
 
 def built_projector(config, input_width, output_width=24):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -38,7 +38,7 @@ class Regions(ModalityEncoder):
         their own, or "side_by_side" on channels. `num_regions` is the usual number, costs are counted for it.
         """
 
-        image: ModalityEncoder.Config
+        image: ModalityEncoder.Config = field(default_factory=lambda: _clip_vision()())
         pool_size: int = 7
         sampling: int = 2
         geometry: BoxKind | None = None
@@ -72,8 +72,7 @@ class Regions(ModalityEncoder):
 
         @classmethod
         def tiny(cls) -> Self:
-            image: Any = vars(parts("encoders")["clip_vision"])["Config"]  # by name: encoders do not import each other
-            return cls(image=image.tiny(), pool_size=3, geometry="corners_area", num_regions=4)
+            return cls(image=_clip_vision().tiny(), pool_size=3, geometry="corners_area", num_regions=4)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -159,6 +158,11 @@ class DetectedRegions(ModalityEncoder):
         if self.box.projection is not None:
             values = values.to(self.box.projection.weight.dtype)
         return with_valid(self.box(values, boxes.to(units.device)[unit_item]), valid, unit_item, layout)
+
+
+def _clip_vision() -> Any:
+    """The config class of the usual encoder, by its name; encoders do not import each other."""
+    return vars(parts("encoders")["clip_vision"])["Config"]
 
 
 def boxes_of(layout: tuple[MediaLayout, ...]) -> tuple[Tensor, Tensor | None]:
