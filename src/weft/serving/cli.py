@@ -11,7 +11,7 @@ import typer
 
 from weft import __version__
 from weft.core.errors import WeftError
-from weft.serving.commands import chat, convert, data, demo, evaluate, list_parts, show, train
+from weft.serving.commands import chat, compare, convert, data, demo, evaluate, list_parts, show, train
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
@@ -32,6 +32,7 @@ app.command("list")(list_parts.list_parts)
 app.command("show")(show.show)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("chat")(chat.chat)
 app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")

@@ -1,0 +1,130 @@
+"""Accuracy against what it costs: one panel a cost, every candidate under its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from weft.evaluation.report.curves import nice_ticks
+from weft.evaluation.report.drawing import LIGHT, Drawing
+from weft.recipes.comparison_row import Row
+from weft.recipes.comparison_table import Comparison, Finding
+
+_COSTS: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
+    ("tokens per picture", lambda row: row.tokens),
+    ("trained parameters, thousands", lambda row: row.parameters / 1e3),
+    ("GFLOP per sample, forward and backward", lambda row: row.training_flops / 1e9),
+    ("training time, minutes", lambda row: None if row.training_seconds is None else row.training_seconds / 60),
+    ("peak memory, GiB", lambda row: None if row.peak_memory_bytes is None else row.peak_memory_bytes / 2**30),
+)
+_WIDE, _TALL, _GAP = 380.0, 300.0, 24.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 16.0, 40.0, 44.0
+_RADIUS = 8.5
+_COLUMNS = 3
+
+
+def comparison_plot(comparison: Comparison) -> Drawing:
+    """Five panels and a key. Dots that learned to look are blue, the others hollow; bars are 95% intervals over questions."""
+    panels = 2 * (_TALL + _GAP)
+    width = _COLUMNS * (_WIDE + _GAP) - _GAP
+    listed = 64 + 20 * (len(comparison.findings) + 3)  # the key, which may be the longest column
+    drawing = Drawing(width, max(panels, _TALL + _GAP + listed) + 44, f"Accuracy of {comparison.room} against their costs")
+    drawing.text(0, 16, f"{comparison.room.capitalize()} on the desk: share right against what it costs", 17, bold=True)
+    for number, (title, cost) in enumerate(_COSTS):
+        x, y = (number % _COLUMNS) * (_WIDE + _GAP), 44 + number // _COLUMNS * (_TALL + _GAP)
+        _panel(drawing, x, y, title, comparison.findings, cost)
+    number = len(_COSTS)
+    _key(drawing, (number % _COLUMNS) * (_WIDE + _GAP), 44 + number // _COLUMNS * (_TALL + _GAP), comparison.findings)
+    return drawing
+
+
+def _panel(
+    drawing: Drawing, x: float, y: float, title: str, findings: Sequence[Finding], cost: Callable[[Row], float | None]
+) -> None:
+    left, right, top, bottom = x + _LEFT, x + _WIDE - _RIGHT, y + _TOP, y + _TALL - _BOTTOM
+    costs = {number: value for number, finding in enumerate(findings, 1) if (value := cost(finding.row)) is not None}
+    drawing.text(left, y + 22, title, 13.5, bold=True)
+    for percent in range(0, 101, 20):
+        height = bottom - (bottom - top) * percent / 100
+        drawing.line([(left, height), (right, height)], "line")
+        drawing.text(left - 7, height + 4, f"{percent}", 11, "muted", "end")
+    if not costs:
+        drawing.text((left + right) / 2, (top + bottom) / 2, "not measured", 13, "muted", "middle")
+        return
+    ticks = nice_ticks(max(costs.values()) * 1.04)
+    for tick in ticks:
+        drawing.text(left + (right - left) * tick / ticks[-1], bottom + 18, f"{tick:g}", 11, "muted", "middle")
+    order = sorted(costs, key=lambda number: (costs[number], number))
+    places = spread(
+        [left + (right - left) * costs[number] / ticks[-1] for number in order],
+        2 * _RADIUS + 1,
+        left + _RADIUS,
+        right - _RADIUS,
+    )
+    for number, place in zip(order, places, strict=True):
+        row = findings[number - 1].row
+
+        def height(share: float) -> float:
+            return bottom - (bottom - top) * share
+
+        colour = "blue" if row.learned else "orange"
+        drawing.line([(place - 5, height(row.shuffled.value)), (place + 5, height(row.shuffled.value))], "faint", 2.4)
+        drawing.line([(place, height(row.accuracy.low)), (place, height(row.accuracy.high))], colour, 1.8)
+        drawing.circle(place, height(row.accuracy.value), _RADIUS, colour if row.learned else "card", colour, 1.6)
+        drawing.text(
+            place, height(row.accuracy.value) + 3.8, f"{number}", 10.5, "card" if row.learned else colour, "middle", bold=True
+        )
+
+
+def _key(drawing: Drawing, x: float, y: float, findings: Sequence[Finding]) -> None:
+    """Names by number with every seed, then what the marks mean."""
+    at = y + 22
+    drawing.text(x + _LEFT, at, "candidate, right in percent by seed", 13.5, bold=True)
+    for number, finding in enumerate(findings, 1):
+        at += 20
+        colour = "ink" if finding.learned else "muted"
+        drawing.text(x + _LEFT + 14, at, f"{number}", 12, "blue" if finding.learned else "orange", "end", bold=True)
+        drawing.text(x + _LEFT + 24, at, finding.row.candidate, 12.5, colour)
+        drawing.text(x + _WIDE - _RIGHT, at, finding.seeds if finding.learned else "not learned", 12, colour, "end")
+    at += 26
+    drawing.circle(x + _LEFT + 8, at - 4, 5, "blue", "blue")
+    drawing.text(x + _LEFT + 24, at, "the median seed, with its 95% interval", 11.5, "muted")
+    at += 18
+    drawing.circle(x + _LEFT + 8, at - 4, 5, "card", "orange", 1.6)
+    drawing.text(x + _LEFT + 24, at, "has not learned to look and does not count", 11.5, "muted")
+    at += 18
+    drawing.line([(x + _LEFT + 3, at - 4), (x + _LEFT + 13, at - 4)], "faint", 2.4)
+    drawing.text(x + _LEFT + 24, at, "the same model with shuffled pictures", 11.5, "muted")
+
+
+def spread(places: Sequence[float], distance: float, low: float, high: float) -> list[float]:
+    """Sorted places moved as little as it takes to stand `distance` apart, and closer where there is not that much room.
+
+    Places that are pushed together stay centred on where they were; their order stays.
+    """
+    if len(places) > 1:
+        distance = min(distance, (high - low) / (len(places) - 1))
+    groups: list[tuple[float, int]] = []  # centre, members
+    for place in places:
+        groups.append((place, 1))
+        while True:
+            centre, size = groups[-1]
+            half = (size - 1) * distance / 2
+            groups[-1] = (min(max(centre, low + half), high - half), size)
+            if len(groups) < 2:
+                break
+            before, count = groups[-2]
+            if groups[-1][0] - half - (before + (count - 1) * distance / 2) >= distance - 1e-9:
+                break
+            groups[-2:] = [((before * count + groups[-1][0] * size) / (count + size), count + size)]
+    return [centre + (i - (size - 1) / 2) * distance for centre, size in groups for i in range(size)]
+
+
+def standalone_svg(drawing: Drawing) -> str:
+    """The drawing as a file of its own, with its colours on white."""
+    paints = "".join(f".f-{role}{{fill:{code}}}.s-{role}{{stroke:{code}}}" for role, code in LIGHT.items())
+    font = "font-family:Inter,'Segoe UI',Roboto,Helvetica,Arial,sans-serif"
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{drawing.width:g}" height="{drawing.height:g}"'
+    ground = '<rect width="100%" height="100%" class="f-card"/>'
+    style = f"<style>text{{{font}}}.f-none{{fill:none}}{paints}</style>{ground}"
+    opening, rest = drawing.svg().split(">", 1)
+    return f"{opening.replace('<svg', f'<svg {size}', 1)}>{style}{rest}\n"

@@ -1,0 +1,155 @@
+"""One row of a comparison: a candidate with a seed, trained and measured in a run folder of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import re
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weft.core.errors import RunError
+from weft.evaluation.statistics import Estimate
+from weft.training.atomic import write_text_atomically
+
+if TYPE_CHECKING:
+    from weft.training.progress import StageEnd, StageStart, StepReport
+
+ROW = "row.json"
+MEASURES = "measures.json"
+LOOKS = 0.20
+"""How far above the same model with shuffled pictures a row must lie before it counts."""
+_PLATEAU = 0.95  # of the loss without pictures: above it a model has learned the words and not yet the pictures
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row measured.
+
+    Units: operations of one sample at `TEXT_TOKENS` words; seconds of training (None: a killed run lost some of it); bytes of
+    the process at its peak (None: the system does not tell); losses on held-out samples, `text_only_loss` that of the language
+    model before it saw a picture; accuracies are means over question types with 95% intervals over questions.
+    """
+
+    candidate: str
+    seed: int
+    steps: int
+    questions_per_type: int
+    tokens: int
+    parameters: int
+    forward_flops: int
+    training_flops: int
+    training_seconds: float | None
+    peak_memory_bytes: int | None
+    loss: float
+    text_only_loss: float
+    accuracy: Estimate
+    shuffled: Estimate
+    gain: Estimate
+
+    @property
+    def learned(self) -> bool:
+        """Whether the row has learned to look."""
+        return self.gain.value > LOOKS
+
+    @property
+    def reason(self) -> str:
+        """Why a row does not count; empty where it does."""
+        if self.learned:
+            return ""
+        seen = f"pictures are worth {100 * self.gain.value:+.1f} points, it takes more than {100 * LOOKS:.0f}"
+        if self.loss > _PLATEAU * self.text_only_loss:
+            return f"loss {self.loss:.3f} is still at its plateau ({self.text_only_loss:.3f} without pictures); {seen}"
+        return f"loss {self.loss:.3f} has left its plateau ({self.text_only_loss:.3f} without pictures), but {seen}"
+
+    def save(self, folder: Path) -> None:
+        """Write `row.json`: with it the row is finished."""
+        write_text_atomically(folder / ROW, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def load_row(folder: Path) -> Row | None:
+    """The finished row of a folder, None where there is none yet. Raises: RunError for a damaged one."""
+    path = folder / ROW
+    if not path.exists():
+        return None
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("accuracy", "shuffled", "gain"):
+            saved[name] = Estimate(**saved[name])
+        if set(saved) != {field.name for field in fields(Row)}:
+            raise ValueError("other fields than this version writes")
+        return Row(**saved)
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is not a row of a comparison ({error}); delete it to measure this row again") from None
+
+
+class Measures:
+    """Keeps what each stage of a row took, over interruptions: a training callback.
+
+    A stage that was resumed from a checkpoint has no whole time: what was done between the checkpoint and the interruption is
+    not known, and the machine may be another one.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.path = folder / MEASURES
+        self.device = device
+        self.stages: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            self.stages = json.loads(self.path.read_text(encoding="utf-8"))
+        self._whole = True
+
+    def on_stage_start(self, start: StageStart) -> None:
+        self._whole = start.first_step == 0
+        forget_peak_memory(self.device)
+
+    def on_step(self, report: StepReport) -> None:
+        """Stages are measured as a whole."""
+
+    def on_stage_end(self, end: StageEnd) -> None:
+        peak = peak_memory_bytes(self.device)
+        self.stages[end.name] = {"seconds": end.seconds if self._whole else None, "peak_memory_bytes": peak}
+        write_text_atomically(self.path, json.dumps(self.stages, indent=2) + "\n")
+
+    @property
+    def training_seconds(self) -> float | None:
+        """All stages together; None where one of them was resumed."""
+        seconds = [stage["seconds"] for stage in self.stages.values()]
+        return None if None in seconds else float(sum(seconds))
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The largest of the stages."""
+        peaks = [stage["peak_memory_bytes"] for stage in self.stages.values()]
+        return None if None in peaks or not peaks else max(peaks)
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to measure the peak anew, so that a row does not inherit that of the row before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what the row before has freed goes back to the system
+        with suppress(OSError):
+            _CLEAR.write_text("5")  # resets VmHWM, proc(5)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory since `forget_peak_memory`: of the accelerator, or of this process; None where no system call tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not _CLEAR.exists():
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

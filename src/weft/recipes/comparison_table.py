@@ -1,0 +1,189 @@
+"""What a comparison found: each candidate's row beside its baseline, as a table for the terminal, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft.evaluation.report.words import count
+from weft.evaluation.statistics import Estimate
+from weft.recipes.comparison_row import Row
+from weft.training.atomic import write_text_atomically
+from weft.training.progress import clock
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NAME = "comparison"
+_WIDE = 120  # columns of a terminal that shows every seed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A candidate with its rows, one a seed.
+
+    `row` stands for it: the row of the median accuracy among those that learned to look (of an even number the lower one), or
+    among all where none did.
+    """
+
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def row(self) -> Row:
+        counted = [row for row in self.rows if row.learned] or list(self.rows)
+        return sorted(counted, key=lambda row: row.accuracy.value)[(len(counted) - 1) // 2]
+
+    @property
+    def learned(self) -> bool:
+        return self.row.learned
+
+    @property
+    def seeds(self) -> str:
+        """The accuracy of every seed, in their order; of one that did not learn to look a dash."""
+        return " ".join(_points(row.accuracy) if row.learned else "-" for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of a comparison so far, and the parts that stay out, each with its reason."""
+
+    room: str
+    steps: int
+    questions_per_type: int
+    rows: Sequence[Row]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """The candidates: first those that learned to look, the most accurate first."""
+        by_name: dict[str, list[Row]] = {}
+        for row in self.rows:
+            by_name.setdefault(row.candidate, []).append(row)
+        found = [Finding(tuple(sorted(rows, key=lambda row: row.seed))) for rows in by_name.values()]
+        return tuple(sorted(found, key=lambda f: (not f.learned, -f.row.accuracy.value, f.row.candidate)))
+
+    @property
+    def not_learned(self) -> tuple[Row, ...]:
+        """The rows that do not count."""
+        return tuple(row for finding in self.findings for row in finding.rows if not row.learned)
+
+    @property
+    def untimed(self) -> tuple[Row, ...]:
+        """The rows that were interrupted in training and have no whole time."""
+        return tuple(row for finding in self.findings for row in finding.rows if row.training_seconds is None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain values; the rows are those of their `row.json`."""
+        return {
+            "room": self.room,
+            "steps": self.steps,
+            "questions_per_type": self.questions_per_type,
+            "candidates": [
+                {
+                    "name": finding.row.candidate,
+                    "learned": finding.learned,
+                    "median_seed": finding.row.seed,
+                    "rows": [asdict(row) | {"learned": row.learned, "reason": row.reason} for row in finding.rows],
+                }
+                for finding in self.findings
+            ],
+            "left_out": dict(self.left_out),
+        }
+
+    def markdown(self) -> str:
+        """The table with its notes."""
+        head = [title for title, _ in _COLUMNS]
+        lines = [
+            f"# {self.room.capitalize()} compared on the desk",
+            "",
+            self.caption,
+            "",
+            f"| {' | '.join(head)} |",
+            f"|---{'|---:' * (len(head) - 1)}|",
+            *(f"| {' | '.join(cell(finding) for _, cell in _COLUMNS)} |" for finding in self.findings),
+        ]
+        for title, notes in self.notes.items():
+            lines += ["", f"## {title}", "", *(f"- {note}" for note in notes)]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def caption(self) -> str:
+        steps, questions = f"{self.steps:,} steps", f"{self.questions_per_type} questions of each type"
+        return f"Share right in percent with its 95% interval over questions; {steps} in the last stage, {questions}."
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What the table does not say, by title."""
+        notes = {
+            "Not learned": [f"{row.candidate}, seed {row.seed}: {row.reason}" for row in self.not_learned],
+            "No training time": [
+                f"{row.candidate}, seed {row.seed}: resumed from a checkpoint, so its time is not whole" for row in self.untimed
+            ],
+            "Left out": [f"{name}: {reason}" for name, reason in self.left_out.items()],
+        }
+        return {title: lines for title, lines in notes.items() if lines}
+
+    def terminal_table(self, width: int) -> Table:
+        """The table for a terminal of so many columns; a narrow one shows the median without the single seeds."""
+        from rich.table import Table
+
+        wide = width >= _WIDE
+        table = Table(box=None, padding=(0, 2 if wide else 1), pad_edge=False, header_style="dim")
+        for title, _ in _COLUMNS if wide else _NARROW:
+            table.add_column(title, justify="left" if title == _CANDIDATE else "right", no_wrap=True)
+        for finding in self.findings:
+            cells = [cell(finding) for _, cell in (_COLUMNS if wide else _NARROW)]
+            table.add_row(*cells, style="" if finding.learned else "dim")
+        return table
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write `comparison.md`, `comparison.json`, `comparison.svg` and `comparison.png`."""
+    from weft.recipes.comparison_plot import comparison_plot, standalone_svg
+
+    write_text_atomically(folder / f"{NAME}.md", comparison.markdown())
+    write_text_atomically(folder / f"{NAME}.json", json.dumps(comparison.as_json(), indent=2) + "\n")
+    drawing = comparison_plot(comparison)
+    write_text_atomically(folder / f"{NAME}.svg", standalone_svg(drawing))
+    drawing.png(folder / f"{NAME}.png")
+
+
+def _points(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f}"
+
+
+def _accuracy(finding: Finding) -> str:
+    """The median seed's figure, which stands in the notes where it does not count."""
+    if not finding.learned:
+        return "not learned"
+    accuracy = finding.row.accuracy
+    return f"{_points(accuracy)} ({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
+
+
+def _time(finding: Finding) -> str:
+    seconds = finding.row.training_seconds
+    return "resumed" if seconds is None else clock(seconds)
+
+
+def _memory(finding: Finding) -> str:
+    peak = finding.row.peak_memory_bytes
+    return "" if peak is None else f"{peak / 2**30:.2f}"
+
+
+_CANDIDATE = "candidate"
+_COLUMNS = (
+    (_CANDIDATE, lambda f: f.row.candidate),
+    ("right (95%)", _accuracy),
+    ("seeds", lambda f: f.seeds),
+    ("shuffled", lambda f: _points(f.row.shuffled)),
+    ("tokens", lambda f: f"{f.row.tokens}"),
+    ("parameters", lambda f: count(f.row.parameters)),
+    ("GFLOP", lambda f: f"{f.row.training_flops / 1e9:.2f}"),
+    ("time", _time),
+    ("GiB", _memory),
+)
+_NARROW = tuple(column for column in _COLUMNS if column[0] != "seeds")
