@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -75,17 +76,12 @@ class Desk:
 
     def scene(self, index: int) -> Scene:
         """The scene of conversation `index`; neighbours share it where a scene has several conversations."""
-        return sample_scene(
-            self._dice(_SCENE, index // self.conversations_per_scene),
-            self.split,
-            self.max_digits,
-            self.max_shapes,
-            self.min_digits,
-        )
+        place = index // self.conversations_per_scene
+        return _scene(self.split, self.seed, place, self.max_digits, self.max_shapes, self.min_digits)
 
     def picture(self, index: int) -> np.ndarray:
-        """The drawing of conversation `index`: (canvas, canvas, 3) uint8."""
-        return draw(self.scene(index), self.canvas)
+        """The drawing of conversation `index`: (canvas, canvas, 3) uint8, read-only."""
+        return _picture(self.scene(index), self.canvas)
 
     def __getitem__(self, index: int) -> Conversation:
         """Conversation `index`. Raises: IndexError where the index is negative."""
@@ -134,7 +130,7 @@ class Desk:
         if self.kind == "text":
             assert self.render is not None  # checked when the desk was made
             return as_text(scene, turns, self.render)
-        return with_picture(draw(scene, self.canvas), turns)
+        return with_picture(_picture(scene, self.canvas), turns)
 
     def _turns(self, scene: Scene, index: int) -> list[Question]:
         dice = self._dice(_WORDS, index)
@@ -148,6 +144,23 @@ class Desk:
         return f"desk/{self.split}/{self.seed}"
 
     def _dice(self, purpose: int, index: int, *more: int) -> Dice:
-        if index < 0:
-            raise IndexError(f"a desk is indexed from 0, got {index}")
-        return Dice(split_code(self.split), self.seed, purpose, index, *more)
+        return _dice(self.split, self.seed, purpose, index, *more)
+
+
+def _dice(split: Split, seed: int, purpose: int, index: int, *more: int) -> Dice:
+    if index < 0:
+        raise IndexError(f"a desk is indexed from 0, got {index}")
+    return Dice(split_code(split), seed, purpose, index, *more)
+
+
+# Conversations that share a scene follow each other: a few kept ones spare most of the sampling and drawing.
+@lru_cache(maxsize=8)
+def _scene(split: Split, seed: int, place: int, max_digits: int, max_shapes: int, min_digits: int) -> Scene:
+    return sample_scene(_dice(split, seed, _SCENE, place), split, max_digits, max_shapes, min_digits)
+
+
+@lru_cache(maxsize=8)
+def _picture(scene: Scene, canvas: int) -> np.ndarray:
+    picture = draw(scene, canvas)
+    picture.setflags(write=False)
+    return picture
