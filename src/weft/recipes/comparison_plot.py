@@ -46,13 +46,13 @@ def _panel(
     for percent in range(0, 101, 20):
         height = bottom - (bottom - top) * percent / 100
         drawing.line([(left, height), (right, height)], "line")
-        drawing.text(left - 7, height + 4, f"{percent}", 11, "muted", "end")
+        drawing.text(left - 7, height + 4, f"{percent}%", 11, "muted", "end")
     if not costs:
         drawing.text((left + right) / 2, (top + bottom) / 2, "not measured", 13, "muted", "middle")
         return
     ticks = nice_ticks(max(costs.values()) * 1.04)
     for tick in ticks:
-        drawing.text(left + (right - left) * tick / ticks[-1], bottom + 18, f"{tick:g}", 11, "muted", "middle")
+        drawing.text(left + (right - left) * tick / ticks[-1], bottom + 24, f"{tick:g}", 11, "muted", "middle")
     order = sorted(costs, key=lambda number: (costs[number], number))
     places = spread(
         [left + (right - left) * costs[number] / ticks[-1] for number in order],
@@ -67,7 +67,7 @@ def _panel(
             return bottom - (bottom - top) * share
 
         colour = "blue" if row.learned else "orange"
-        drawing.line([(place - 5, height(row.shuffled.value)), (place + 5, height(row.shuffled.value))], "faint", 2.4)
+        drawing.line([(place - 13, height(row.shuffled.value)), (place + 13, height(row.shuffled.value))], "faint", 2.4)
         drawing.line([(place, height(row.accuracy.low)), (place, height(row.accuracy.high))], colour, 1.8)
         drawing.circle(place, height(row.accuracy.value), _RADIUS, colour if row.learned else "card", colour, 1.6)
         drawing.text(

@@ -1,0 +1,214 @@
+"""Parts compared on the desk: what is shared, what resumes, what counts, and that the table says what the rows measured."""
+
+import json
+import os
+import signal
+from dataclasses import asdict, replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from weft.core.catalogue import parts
+from weft.core.errors import RunError
+from weft.evaluation.statistics import Estimate
+from weft.projectors.positioned import Positioned
+from weft.recipes import comparison, desk
+from weft.recipes.comparison import Plan, compare, row_folder
+from weft.recipes.comparison_candidates import QUICK, ROOMS, SEVERAL_SEEDS, candidates
+from weft.recipes.comparison_plot import spread
+from weft.recipes.comparison_progress import ComparisonProgress
+from weft.recipes.comparison_row import Row, load_row
+from weft.recipes.comparison_table import Comparison, Finding
+from weft.serving.cli import run as weft
+from weft.training.interrupts import TrainingInterrupted
+
+STEPS = 2
+MEASURED = {"training_seconds", "peak_memory_bytes"}  # of the machine, not of the model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_desk():
+    """The desk's own stages with small batches and a tokenizer of few scenes: the law does not depend on either."""
+
+    def few(stage):
+        size = max(stage.batch_size // 16, 8)
+        return replace(stage, batch_size=size, micro_batch_size=None)
+
+    real, words = desk.desk, desk.tokenizer(150)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "desk", lambda: replace(real(), stages=tuple(few(s) for s in real().stages)))
+        patch.setattr(comparison, "tokenizer", lambda: words)
+        yield
+
+
+def plan(**changed):
+    return Plan(
+        **{"room": "projectors", "steps": STEPS, "num_seeds": 1, "only": ("linear", "ldpv2"), "questions_per_type": 2} | changed
+    )
+
+
+class Told(ComparisonProgress):
+    """Counts the steps of each run and strikes at one of them."""
+
+    def __init__(self, plan, strike=None):
+        super().__init__(Console(file=StringIO(), width=100), plan.pieces, plan.num_questions)
+        self.strike, self.trained = strike, []
+
+    def on_step(self, report):
+        super().on_step(report)
+        if report.kind == "train":
+            self.trained.append((self.label, report.stage, report.step))
+            if self.trained[-1] == self.strike:
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder, told = tmp_path_factory.mktemp("straight"), Told(plan())
+    return folder, compare(plan(), folder, told), told
+
+
+def figures(row):
+    return {name: value for name, value in asdict(row).items() if name not in MEASURED}
+
+
+def test_an_interrupted_comparison_goes_on_with_the_same_figures(straight, tmp_path):
+    last = plan().recipe.stages[-1].name
+    strike = ("ldpv2, seed 0", last, 1)
+    with pytest.raises(TrainingInterrupted, match="the same command goes on"):
+        compare(plan(), tmp_path, Told(plan(), strike))
+    told = Told(plan())
+    resumed = compare(plan(), tmp_path, told)
+    assert told.trained == [("ldpv2, seed 0", last, 2)], "finished rows and taken steps are not trained again"
+    assert [figures(row) for row in resumed.rows] == [figures(row) for row in straight[1].rows]
+    linear, ldpv2 = resumed.rows
+    assert linear.training_seconds > 0 and ldpv2.training_seconds is None
+    assert resumed.notes["No training time"] == ["ldpv2, seed 0: resumed from a checkpoint, so its time is not whole"]
+    assert "| resumed |" in resumed.markdown()
+
+
+def test_a_finished_comparison_trains_nothing(straight):
+    folder, before, _ = straight
+    told = Told(plan())
+    assert list(compare(plan(), folder, told).rows) == list(before.rows)
+    assert told.trained == []
+
+
+def test_another_budget_does_not_mix_with_it(straight):
+    with pytest.raises(RunError, match="another recipe"):
+        compare(plan(steps=STEPS + 1), straight[0], Told(plan()))
+    with pytest.raises(RunError, match="2 questions a type, not 3"):
+        compare(plan(questions_per_type=3), straight[0], Told(plan()))
+
+
+def test_every_row_starts_from_the_same_shared_stages(straight):
+    folder, _, told = straight
+    shared = [stage.name for stage in plan().shared.stages]
+    assert shared and {stage for label, stage, _ in told.trained if label == "shared stages"} == set(shared)
+    assert not {stage for label, stage, _ in told.trained if label != "shared stages"} & set(shared)
+    for stage in shared:
+        first, *others = (
+            (place / "stages" / stage / "model.safetensors").read_bytes()
+            for place in (folder / "shared", row_folder(folder, "linear", 0), row_folder(folder, "ldpv2", 0))
+        )
+        assert all(other == first for other in others)
+
+
+def test_the_table_says_what_the_rows_measured(straight):
+    folder, found, _ = straight
+    saved = json.loads((folder / "comparison.json").read_text())
+    lines = (folder / "comparison.md").read_text().splitlines()
+    for entry in saved["candidates"]:
+        place = row_folder(folder, entry["name"], 0)
+        row, record = load_row(place), json.loads((place / "row.json").read_text())
+        assert entry["rows"] == [record | {"learned": row.learned, "reason": row.reason}]
+        evaluation = json.loads((place / "evaluation" / "evaluation.json").read_text())
+        assert evaluation["mean"]["model"]["value"] == pytest.approx(row.accuracy.value, abs=1e-6)
+        assert evaluation["mean"]["blind"]["value"] == pytest.approx(row.shuffled.value, abs=1e-6)
+        cells = [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {row.candidate} ")).split("|")]
+        assert {f"{row.tokens}", f"{100 * row.shuffled.value:.1f}", f"{row.training_flops / 1e9:.2f}"} <= set(cells)
+    assert {p.suffix for p in folder.glob("comparison.*")} == {".md", ".json", ".png", ".svg"}
+    for width in (80, 120):
+        said = Console(file=StringIO(), width=width)
+        said.print(found.terminal_table(width))
+        assert all(len(line.rstrip()) <= width for line in said.file.getvalue().splitlines())
+        assert "…" not in said.file.getvalue()
+
+
+def row(accuracy=0.8, shuffled=0.2, seed=0, loss=1.0, **changed):
+    def sure(value):
+        return Estimate(value, value - 0.02, value + 0.02, 1600)
+
+    fields = {"candidate": "linear", "steps": 9, "questions_per_type": 100, "tokens": 64, "parameters": 25_000}
+    fields |= {"forward_flops": 10**8, "training_flops": 3 * 10**8, "training_seconds": 60.0, "peak_memory_bytes": 2**30}
+    estimates = {"accuracy": sure(accuracy), "shuffled": sure(shuffled), "gain": sure(accuracy - shuffled)}
+    return Row(**fields | estimates | {"seed": seed, "loss": loss, "text_only_loss": 2.0} | changed)
+
+
+def test_a_row_counts_only_once_it_has_learned_to_look():
+    assert row(0.41, 0.2).learned and row(0.41, 0.2).reason == ""
+    assert not row(0.25, 0.25 - 0.2).learned, "exactly 20 points are not more than 20"
+    plateau, fell = row(0.3, 0.25, loss=1.98), row(0.3, 0.25, loss=1.2)
+    assert "loss 1.980 is still at its plateau (2.000 without pictures)" in plateau.reason
+    assert "loss 1.200 has left its plateau" in fell.reason and "+5.0 points" in fell.reason
+    table = Comparison("projectors", 9, 100, [plateau])
+    assert "| linear | not learned | - |" in table.markdown()
+    assert table.notes["Not learned"] == [f"linear, seed 0: {plateau.reason}"]
+
+
+def test_the_median_seed_stands_for_a_candidate_and_every_seed_is_listed():
+    found = Finding((row(0.70), row(0.30, seed=1), row(0.80, seed=2)))
+    assert found.row.accuracy.value == 0.70 and found.seeds == "70.0 - 80.0", "of two that learned the lower one"
+    found = Finding((row(0.70), row(0.75, seed=1), row(0.80, seed=2)))
+    assert found.row.seed == 1 and found.seeds == "70.0 75.0 80.0"
+
+
+def test_candidates_that_learned_stand_first_the_most_accurate_on_top():
+    rows = [row(0.3, candidate="a"), row(0.6, candidate="b"), row(0.9, candidate="c")]
+    assert [f.row.candidate for f in Comparison("projectors", 9, 100, rows).findings] == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_part_of_a_room_takes_part_or_says_why_not(room):
+    chosen, left_out = candidates(room, desk.desk())
+    assert sorted([*(c.name for c in chosen), *left_out]) == sorted(parts(room))
+    assert all(left_out.values())
+    assert set(QUICK[room]) <= {c.name for c in chosen}
+    everything = plan(room=room, only=None, num_seeds=None)
+    names = {stage.name for stage in everything.recipe.stages}
+    for candidate in chosen:
+        own = everything.own_stages(candidate)
+        assert {s.name for s in own} | {s.name for s in everything.shared.stages} == names
+        stream = own[-1].system.streams["image"]
+        assert isinstance(stream.projector, Positioned.Config) and stream.projector.capacity == stream.num_tokens
+    if room == "projectors":
+        assert {c.name: len(c.seeds) for c in chosen} == {c.name: 3 if c.name in SEVERAL_SEEDS else 1 for c in chosen}
+
+
+def test_the_recipes_own_words_have_room_beside_more_tokens():
+    by_name = {c.name: plan(only=None).own_stages(c)[-1] for c in plan(only=None).candidates}
+    more = by_name["linear"].system.num_positions("image") - by_name["pixel_shuffle"].system.num_positions("image")
+    assert more == 48 and by_name["linear"].max_tokens - by_name["pixel_shuffle"].max_tokens == more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("projctors",), "did you mean 'projectors'"),
+        (("projectors", "--only", "qformer"), "did you mean 'q_former'"),
+        (("projectors", "--only", "linear,tiles"), "needs pictures that were cut into tiles"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_way_out(capsys, tmp_path, arguments, line):
+    assert weft(["compare", *arguments, "-o", str(tmp_path / "c")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and line in said[0]
+    assert not (tmp_path / "c").exists()
+
+
+def test_dots_of_equal_cost_stand_side_by_side():
+    assert spread([50.0, 50.0, 50.0], 10, 0, 100) == [40.0, 50.0, 60.0]
+    assert spread([0.0, 0.0, 90.0], 10, 0, 100) == [0.0, 10.0, 90.0]
+    squeezed = spread([5.0] * 5, 40, 0, 100)
+    assert squeezed == [0.0, 25.0, 50.0, 75.0, 100.0]
