@@ -22,6 +22,7 @@ class Positioned(InputProjector):
     are mixed with content by then.
 
     Shapes: features (N, L, C) -> the inner projector's tokens (P, D), at most `capacity` per medium.
+    Source: learned positions as the vision transformer adds them, arXiv:2010.11929.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from weft.core import catalogue
@@ -16,10 +17,11 @@ from weft.core.errors import MissingLibrary
 from weft.core.interfaces import InputProjector, LanguageModel, ModalityEncoder, TextEncoder
 from weft.core.layout import MediaLayout
 from weft.serving.quantities import count
-from weft.systems.accounting import num_parameters
+from weft.systems.accounting import num_parameters, without_values
 
 EXAMPLE_GRID = MediaLayout(24, 24)  # LLaVA-1.5's
 EXAMPLE_WIDTHS = (1024, 4096)
+PAPER_WIDTH = len("2310.03744")
 
 
 def table(room: str) -> Table:
@@ -38,23 +40,28 @@ def source(cls: type) -> str:
     for text in (inspect.getdoc(cls) or "", inspect.getdoc(inspect.getmodule(cls)) or ""):
         found = re.findall(r"arXiv:(\d{4}\.\d{4,5})", text)
         if found:
-            return ", ".join(dict.fromkeys(found))
+            return " ".join(dict.fromkeys(found))
     return ""
 
 
 def _new(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan", expand=False)
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold cyan", box=SIMPLE_HEAD)
+    made.show_edge, made.padding = False, (0, 1, 0, 0)  # eighty columns are enough for every number and every name
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        whole = column in (*right, "name", "size")
+        width = PAPER_WIDTH if column == "arXiv" else None
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=whole, min_width=width)
     return made
 
 
 def _encoders(room: str) -> Table:
     made = _new("encoders", "name", "size", "parameters", "tokens", "width", "arXiv", right=("parameters", "tokens", "width"))
     for name, cls in catalogue.parts("encoders").items():
+        papers = source(cls)
         for size, config in _sizes(cls):
             tokens = count(config.layout().positions) if isinstance(config, ModalityEncoder.Config) else f"<= {config.context}"
-            made.add_row(name, size, _count_of(config), tokens, count(config.output_width), source(cls))
+            made.add_row(name, size, _count_of(config), tokens, count(config.output_width), papers)
+            papers = ""  # once a part, beside its first size
     return made
 
 
@@ -146,5 +153,5 @@ def _fitting(cls: Any) -> InputProjector.Config:
 
 
 def _built(build: Callable[[], torch.nn.Module]) -> int:
-    with torch.device("meta"):
+    with without_values():
         return num_parameters(build())

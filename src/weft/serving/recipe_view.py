@@ -75,9 +75,15 @@ def _grow(tree: Tree, part: Part, system: System) -> None:
         for child in part.children:
             _grow(tree, child, system)
         return
-    branch = tree.add(f"{escape(part.name)}  [cyan]{part.kind}[/]  {count(part.parameters)}{_tokens(part, system)}")
+    branch = tree.add(
+        f"{escape(part.name)}  [cyan]{part.kind}[/]  {count(part.parameters)}{_tables(part)}{_tokens(part, system)}"
+    )
     for child in part.children:
         _grow(branch, child, system)
+
+
+def _tables(part: Part) -> str:
+    return f" + {count(part.table_values)} in fixed tables" if part.table_values else ""
 
 
 def _tokens(part: Part, system: System) -> str:

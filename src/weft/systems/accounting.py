@@ -5,12 +5,14 @@ The parts' own code runs on tensors without data, so a new part is counted witho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import singledispatch
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from weft.core.attention_rule import AttentionRule
@@ -51,6 +53,35 @@ class Cost:
     activation_bytes: int
 
 
+class without_values(TorchFunctionMode):
+    """Inside the block, new modules have neither memory nor initial values: what fills a tensor in place does nothing.
+
+    Half of the time of building on the meta device goes into filling what is not there.
+    """
+
+    _FILLS: ClassVar = frozenset(
+        (*(getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")),
+         Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+    )  # fmt: skip
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in self._FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> Self:
+        self._device = torch.device("meta")
+        self._device.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._device.__exit__(*error)
+
+
 def on_meta(config: System.Config) -> System:
     """The system without memory behind its parameters."""
     with torch.device("meta"):
@@ -62,6 +93,11 @@ def num_parameters(parameters: Iterable[nn.Parameter] | nn.Module) -> int:
     if isinstance(parameters, nn.Module):
         parameters = parameters.parameters()
     return sum({id(p): p.numel() for p in parameters}.values())
+
+
+def num_table_values(module: nn.Module) -> int:
+    """Values of fixed tables, such as sinusoids, that are no parameters but stand in some published counts."""
+    return sum(buffer.numel() for buffer in module.buffers() if buffer.dim() > 1 and buffer.is_floating_point())
 
 
 def cost(system: System, sample: SampleShape, dtype: torch.dtype = torch.bfloat16, training: bool = True) -> Cost:
@@ -162,6 +198,7 @@ class Part:
     kind: str
     parameters: int
     children: tuple[Part, ...] = ()
+    table_values: int = 0
 
 
 def parts(module: nn.Module, name: str = "") -> tuple[Part, ...]:
@@ -172,7 +209,7 @@ def parts(module: nn.Module, name: str = "") -> tuple[Part, ...]:
         if size := num_parameters(child):
             whole = hasattr(child, "config") or (type(child).__module__.startswith("torch.nn.modules.") and not _is_list(child))
             below = () if whole else parts(child, f"{prefix}{key}")
-            inside.append(Part(f"{prefix}{key}", type(child).__name__, size, below))
+            inside.append(Part(f"{prefix}{key}", type(child).__name__, size, below, num_table_values(child)))
     own = [Part(f"{prefix}{key}", "Parameter", p.numel()) for key, p in module.named_parameters(recurse=False)]
     return (*inside, *own)
 
