@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import asdict, replace
 from io import StringIO
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from weft.core.catalogue import parts
 from weft.core.errors import RunError
+from weft.evaluation.benchmarks.desk import DeskBenchmark
 from weft.evaluation.statistics import Estimate
 from weft.projectors.positioned import Positioned
 from weft.recipes import comparison, desk
@@ -21,6 +23,7 @@ from weft.recipes.comparison_progress import ComparisonProgress
 from weft.recipes.comparison_row import Row, load_row
 from weft.recipes.comparison_table import Comparison, Finding
 from weft.serving.cli import run as weft
+from weft.systems.dual_encoder import DualEncoder
 from weft.training.interrupts import TrainingInterrupted
 
 STEPS = 2
@@ -29,16 +32,23 @@ MEASURED = {"training_seconds", "peak_memory_bytes"}  # of the machine, not of t
 
 @pytest.fixture(scope="module", autouse=True)
 def small_desk():
-    """The desk's own stages with small batches and a tokenizer of few scenes: the law does not depend on either."""
+    """The desk's own stages, a block deep, with small batches and short answers: no law below depends on any of it."""
 
-    def few(stage):
-        size = max(stage.batch_size // 16, 8)
-        return replace(stage, batch_size=size, micro_batch_size=None)
+    def shallow(system):
+        if isinstance(system, DualEncoder.Config):
+            return replace(system, media=replace(system.media, num_layers=1))
+        streams = {name: replace(s, encoder=replace(s.encoder, num_layers=1)) for name, s in system.streams.items()}
+        return replace(system, language_model=replace(system.language_model, num_layers=1), streams=streams)
 
-    real, words = desk.desk, desk.tokenizer(150)
+    def small(stage):
+        return replace(stage, system=shallow(stage.system), batch_size=stage.batch_size // 16 or 1)
+
+    real, words = desk.desk, desk.tokenizer(100)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "desk", lambda: replace(real(), stages=tuple(few(s) for s in real().stages)))
+        patch.setattr(comparison, "desk", lambda: replace(real(), stages=tuple(small(s) for s in real().stages)))
         patch.setattr(comparison, "tokenizer", lambda: words)
+        patch.setattr(DeskBenchmark, "max_new_tokens", 4)
+        patch.setattr(DeskBenchmark, "most_frequent", lambda self: {})
         yield
 
 
@@ -74,10 +84,14 @@ def figures(row):
 
 
 def test_an_interrupted_comparison_goes_on_with_the_same_figures(straight, tmp_path):
+    for done in ("shared", "rows/linear-0"):
+        shutil.copytree(straight[0] / done, tmp_path / done)
     last = plan().recipe.stages[-1].name
     strike = ("ldpv2, seed 0", last, 1)
+    stopped = Told(plan(), strike)
     with pytest.raises(TrainingInterrupted, match="the same command goes on"):
-        compare(plan(), tmp_path, Told(plan(), strike))
+        compare(plan(), tmp_path, stopped)
+    assert {label for label, _, _ in stopped.trained} == {"ldpv2, seed 0"} and stopped.trained[-1] == strike
     told = Told(plan())
     resumed = compare(plan(), tmp_path, told)
     assert told.trained == [("ldpv2, seed 0", last, 2)], "finished rows and taken steps are not trained again"

@@ -39,6 +39,8 @@ def compare(
     Ctrl-C finishes the step and keeps the work.
     """
     from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
 
     from weft.evaluation.report.words import duration
     from weft.recipes import comparison
@@ -70,5 +72,5 @@ def compare(
     for title, notes in found.notes.items():
         console.print(f"\n[bold]{title}[/]")
         for note in notes:
-            console.print(f"  {note}", highlight=False, markup=False)
+            console.print(Padding(Text(note), (0, 0, 0, 2)))
     console.print(f"\nTable and plot: [bold]{folder / NAME}[/].md .json .png .svg", highlight=False, soft_wrap=True)
