@@ -41,7 +41,7 @@ def small_desk():
         return replace(system, language_model=replace(system.language_model, num_layers=1), streams=streams)
 
     def small(stage):
-        return replace(stage, system=shallow(stage.system), batch_size=stage.batch_size // 16 or 1)
+        return replace(stage, system=shallow(stage.system), batch_size=max(16, stage.batch_size // 16))
 
     real, words = desk.desk, desk.tokenizer(100)
     with pytest.MonkeyPatch.context() as patch:
