@@ -220,10 +220,10 @@ class _Runner:
         accuracy, shuffled, gain = evaluation.mean(), evaluation.mean(BLIND), evaluation.gain(BLIND)
         assert accuracy is not None and shuffled is not None and gain is not None  # both runs cover every question
         stream = system.streams[STREAM]
-        built = on_meta(system)
+        built = cast(MultimodalLM, on_meta(system))
         sample = SampleShape(TEXT_TOKENS, {STREAM: (1, *stream.encoder.unit_shape)})
         cost = stage_cost(last, built, sample).sample
-        part = built.stream(STREAM)  # type: ignore[attr-defined]
+        part = built.stream(STREAM)
         return Row(
             candidate=candidate.name,
             seed=seed,

@@ -43,10 +43,14 @@ def _panel(
     left, right, top, bottom = x + _LEFT, x + _WIDE - _RIGHT, y + _TOP, y + _TALL - _BOTTOM
     costs = {number: value for number, finding in enumerate(findings, 1) if (value := cost(finding.row)) is not None}
     drawing.text(left, y + 22, title, 13.5, bold=True)
+
+    def height(share: float) -> float:
+        return bottom - (bottom - top) * share
+
     for percent in range(0, 101, 20):
-        height = bottom - (bottom - top) * percent / 100
-        drawing.line([(left, height), (right, height)], "line")
-        drawing.text(left - 7, height + 4, f"{percent}%", 11, "muted", "end")
+        level = height(percent / 100)
+        drawing.line([(left, level), (right, level)], "line")
+        drawing.text(left - 7, level + 4, f"{percent}%", 11, "muted", "end")
     if not costs:
         drawing.text((left + right) / 2, (top + bottom) / 2, "not measured", 13, "muted", "middle")
         return
@@ -62,10 +66,6 @@ def _panel(
     )
     for number, place in zip(order, places, strict=True):
         row = findings[number - 1].row
-
-        def height(share: float) -> float:
-            return bottom - (bottom - top) * share
-
         colour = "blue" if row.learned else "orange"
         drawing.line([(place - 13, height(row.shuffled.value)), (place + 13, height(row.shuffled.value))], "faint", 2.4)
         drawing.line([(place, height(row.accuracy.low)), (place, height(row.accuracy.high))], colour, 1.8)
