@@ -221,7 +221,7 @@ def test_a_mistake_is_one_line_with_a_way_out(capsys, tmp_path, arguments, line)
     assert not (tmp_path / "c").exists()
 
 
-def test_dots_of_equal_cost_stand_side_by_side():
+def test_numbers_of_equal_cost_stand_side_by_side():
     assert spread([50.0, 50.0, 50.0], 10, 0, 100) == [40.0, 50.0, 60.0]
     assert spread([0.0, 0.0, 90.0], 10, 0, 100) == [0.0, 10.0, 90.0]
     squeezed = spread([5.0] * 5, 40, 0, 100)

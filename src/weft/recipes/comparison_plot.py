@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: one panel a cost, every candidate under its number."""
+"""Accuracy against what it costs: one panel a cost. Dots stand where they belong; the numbers above them make room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _COSTS: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
 )
 _WIDE, _TALL, _GAP = 380.0, 300.0, 24.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 16.0, 40.0, 44.0
-_RADIUS = 8.5
+_RADIUS = 3.6
+_LABEL = 17.0  # between the numbers above a panel
 _COLUMNS = 3
 
 
@@ -40,7 +41,8 @@ def comparison_plot(comparison: Comparison) -> Drawing:
 def _panel(
     drawing: Drawing, x: float, y: float, title: str, findings: Sequence[Finding], cost: Callable[[Row], float | None]
 ) -> None:
-    left, right, top, bottom = x + _LEFT, x + _WIDE - _RIGHT, y + _TOP, y + _TALL - _BOTTOM
+    left, right, strip, bottom = x + _LEFT, x + _WIDE - _RIGHT, y + _TOP, y + _TALL - _BOTTOM
+    top = strip + 18
     costs = {number: value for number, finding in enumerate(findings, 1) if (value := cost(finding.row)) is not None}
     drawing.text(left, y + 22, title, 13.5, bold=True)
 
@@ -57,22 +59,20 @@ def _panel(
     ticks = nice_ticks(max(costs.values()) * 1.04)
     for tick in ticks:
         drawing.text(left + (right - left) * tick / ticks[-1], bottom + 24, f"{tick:g}", 11, "muted", "middle")
-    order = sorted(costs, key=lambda number: (costs[number], number))
-    places = spread(
-        [left + (right - left) * costs[number] / ticks[-1] for number in order],
-        2 * _RADIUS + 1,
-        left + _RADIUS,
-        right - _RADIUS,
-    )
-    for number, place in zip(order, places, strict=True):
-        row = findings[number - 1].row
+    true = {number: left + (right - left) * value / ticks[-1] for number, value in costs.items()}
+    order = sorted(true, key=lambda number: (true[number], number))
+    labels = spread([true[number] for number in order], _LABEL, left, right)
+    for number, label in zip(order, labels, strict=True):
+        row, x = findings[number - 1].row, true[number]
         colour = "blue" if row.learned else "orange"
-        drawing.line([(place - 13, height(row.shuffled.value)), (place + 13, height(row.shuffled.value))], "faint", 2.4)
-        drawing.line([(place, height(row.accuracy.low)), (place, height(row.accuracy.high))], colour, 1.8)
-        drawing.circle(place, height(row.accuracy.value), _RADIUS, colour if row.learned else "card", colour, 1.6)
-        drawing.text(
-            place, height(row.accuracy.value) + 3.8, f"{number}", 10.5, "card" if row.learned else colour, "middle", bold=True
-        )
+        drawing.line([(label, strip + 4), (x, height(row.accuracy.value))], "line", 1.0)
+        drawing.text(label, strip, f"{number}", 11, colour, "middle", bold=True)
+    for number in order:
+        row, x = findings[number - 1].row, true[number]
+        colour = "blue" if row.learned else "orange"
+        drawing.line([(x - 8, height(row.shuffled.value)), (x + 8, height(row.shuffled.value))], "faint", 2.0)
+        drawing.line([(x, height(row.accuracy.low)), (x, height(row.accuracy.high))], colour, 1.4)
+        drawing.circle(x, height(row.accuracy.value), _RADIUS, colour if row.learned else "card", colour, 1.6)
 
 
 def _key(drawing: Drawing, x: float, y: float, findings: Sequence[Finding]) -> None:
