@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from weft.core.conversation import Media, Region, Text
-from weft.core.errors import ConfigError, WeftError
+from weft.core.errors import ConfigError, DataError, WeftError
 from weft.data.desk import Desk, DigitObject
 from weft.data.desk.blind import blind
 from weft.data.desk.draw import draw
@@ -212,3 +212,15 @@ def test_errors_name_the_way_out(monkeypatch):
         all_scans()
     monkeypatch.undo()
     assert isinstance(Desk("train").scene(0).digits[0], DigitObject)
+
+
+def test_a_mix_that_a_scene_does_not_allow_is_refused_and_not_tried_forever():
+    alone = Desk("train", mix={"leftmost": 1.0}, max_digits=1)
+    with pytest.raises(DataError, match="allows no question of leftmost"):
+        alone[0]
+
+
+def test_neighbours_share_one_picture_that_nobody_can_draw_on():
+    desk = Desk("train", conversations_per_scene=2)
+    first, second = (next(m for m in desk[i].media()).source for i in (0, 1))
+    assert first is second and not first.flags.writeable

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from weft.core.conversation import Conversation, Message
-from weft.core.errors import ConfigError
+from weft.core.errors import ConfigError, DataError
 from weft.data.desk.conversations import RenderBox, as_caption, as_text, ask_turns, question_conversation, with_picture
 from weft.data.desk.dice import Dice
 from weft.data.desk.draw import draw
@@ -24,6 +24,7 @@ EVEN_MIX: dict[str, float] = dict.fromkeys(QUESTIONS, 1.0)
 """Every question type equally often."""
 
 _SCENE, _WORDS, _ITEMS = 0, 1, 2
+_TRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,13 @@ class Desk:
 
     def _turns(self, scene: Scene, index: int) -> list[Question]:
         dice = self._dice(_WORDS, index)
-        turns: list[Question] = []
-        while not turns:
-            turns = ask_turns(scene, dice, self.mix or EVEN_MIX, self.num_turns)
-        return turns
+        for _ in range(_TRIES):
+            if turns := ask_turns(scene, dice, self.mix or EVEN_MIX, self.num_turns):
+                return turns
+        raise DataError(
+            f"conversation {index} of the desk: its scene allows no question of {', '.join(self.mix or ())}; add a type to the "
+            "mix that every scene allows, such as count or name_single"
+        )
 
     @property
     def _source(self) -> str:
