@@ -64,6 +64,8 @@ MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9,
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
 
 SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
+NAMING = {"caption_short": 1.0, "name_single": 1.0, "colour_of_digit": 3.0, "presence": 3.0}
+"""What the projector learns to speak by: which digit and which ink, again and again."""
 
 
 def tokenizer(num_scenes: int = 1500) -> Tokenizer:
@@ -132,36 +134,38 @@ def desk(minutes: float = MINUTES) -> Recipe:
             ),
             Stage(
                 name="align",
-                title="Stage 1: the projector learns to speak the language model's tongue",
+                title="Stage 1: the projector learns to say digits and inks, with a language model that is given up after",
                 system=SEEING,
-                train=("streams.image.projector.*",),
+                train=("streams.image.projector.*", "language_model.*"),
                 takes={
                     "tower": {"media.*": "streams.image.encoder."},
                     BASELINE: {"language_model.*": "language_model."},
                 },
                 new=("streams.image.projector.*",),
                 processor=CHAT,
-                data=DeskConversations.Config(kind="dialogue", seed=1, **SHORT),
-                validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
+                data=DeskConversations.Config(kind="dialogue", seed=1, mix=NAMING, **SHORT),
+                validation=DeskConversations.Config(kind="dialogue", split="validation", mix=NAMING, **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(30),
+                steps=steps(600),
                 max_tokens=192,
                 packing=True,
-                optimizer=MUON,
-                schedule=Schedule(decay="constant", warmup=10),
+                optimizer=GENTLE_MUON,
+                schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.3),
             ),
             Stage(
                 name="instruct",
-                title="Stage 2: instruction tuning, projector and language model learn together",
+                title="Stage 2: instruction tuning, a fresh language model learns to look and to answer",
                 system=SEEING,
-                train=("streams.image.projector.*", "language_model.*"),
+                train=("language_model.*",),
+                takes={"align": {"streams.*": "streams."}},
+                new=("language_model.*",),
                 processor=CHAT,
                 data=DeskConversations.Config(kind="dialogue", seed=2, **SHORT),
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(2900),
+                steps=steps(3100),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
