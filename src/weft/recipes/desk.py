@@ -10,6 +10,7 @@ from weft.core.conversation import Conversation, Media, Region, Text
 from weft.data.boxes import BinnedBoxes
 from weft.data.desk.dataset import DeskConversations
 from weft.data.desk.phrases import PHRASES
+from weft.data.desk.questions import QUESTIONS
 from weft.data.images import HALF, ImageTransform
 from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
@@ -64,8 +65,10 @@ MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9,
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
 
 SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
-NAMING = {"caption_short": 1.0, "name_single": 1.0, "colour_of_digit": 3.0, "presence": 3.0}
-"""What the projector learns to speak by: which digit and which ink, again and again."""
+NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "colour_of_digit", "refer"), 1.0)
+"""What stage 1 asks: long answers that name every thing, and short ones that name one."""
+EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {"presence": 2.0, "largest": 1.5, "box": 1.5}
+"""What stage 2 asks: every type, those that are learned last more often."""
 
 
 def tokenizer(num_scenes: int = 1500) -> Tokenizer:
@@ -134,7 +137,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
             ),
             Stage(
                 name="align",
-                title="Stage 1: the projector learns to say digits and inks, with a language model that is given up after",
+                title="Stage 1: projector and language model learn to say what lies where",
                 system=SEEING,
                 train=("streams.image.projector.*", "language_model.*"),
                 takes={
@@ -147,25 +150,23 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", mix=NAMING, **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(600),
+                steps=steps(500),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
-                schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.3),
+                schedule=Schedule(decay="constant", warmup=20),
             ),
             Stage(
                 name="instruct",
-                title="Stage 2: instruction tuning, a fresh language model learns to look and to answer",
+                title="Stage 2: instruction tuning, projector and language model learn together",
                 system=SEEING,
-                train=("language_model.*",),
-                takes={"align": {"streams.*": "streams."}},
-                new=("language_model.*",),
+                train=("streams.image.projector.*", "language_model.*"),
                 processor=CHAT,
-                data=DeskConversations.Config(kind="dialogue", seed=2, **SHORT),
+                data=DeskConversations.Config(kind="dialogue", seed=2, mix=EVERYTHING, **SHORT),
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(3100),
+                steps=steps(3000),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
