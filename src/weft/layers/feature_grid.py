@@ -18,6 +18,15 @@ def check_grid(layout: MediaLayout, part: str) -> None:
         )
 
 
+def check_side(layout: MediaLayout, side: int, part: str) -> None:
+    """Raises: ConfigError for a grid that is smaller than the `side` x `side` that it should be averaged down to."""
+    if min(layout.height, layout.width) < side:
+        raise ConfigError(
+            f"{part} to {side}x{side} needs a grid of at least that, got {layout.height}x{layout.width}; "
+            "choose a smaller side, or drop the encoder's class token"
+        )
+
+
 def to_channels_first(values: Tensor, height: int, width: int) -> Tensor:
     """Shapes: [N, height * width, C] -> [N, C, height, width]."""
     return values.transpose(1, 2).unflatten(2, (height, width))

@@ -8,10 +8,10 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.core.errors import ConfigError
 from weft.core.interfaces import InputProjector
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
+from weft.layers.feature_grid import check_side, to_channels_first, to_channels_last
 
 
 class AveragePooling(InputProjector):
@@ -32,11 +32,7 @@ class AveragePooling(InputProjector):
             return AveragePooling(self, input_width, output_width)
 
         def num_tokens(self, layout: MediaLayout) -> int:
-            if min(layout.height, layout.width) < self.side:
-                raise ConfigError(
-                    f"AveragePooling to {self.side}x{self.side} needs a grid of at least that, got "
-                    f"{layout.height}x{layout.width}; choose a smaller side, or drop the encoder's class token"
-                )
+            check_side(layout, self.side, "AveragePooling")
             return layout.num_units * self.side**2
 
         @classmethod
@@ -58,5 +54,4 @@ class AveragePooling(InputProjector):
         return features.on_grids(self._pool_grid).values.unflatten(0, (-1, self.config.side**2))
 
     def _pool_grid(self, values: Tensor, height: int, width: int) -> Tensor:
-        grid = values.transpose(1, 2).unflatten(2, (height, width))
-        return F.adaptive_avg_pool2d(grid, self.config.side).flatten(2).transpose(1, 2)
+        return to_channels_last(F.adaptive_avg_pool2d(to_channels_first(values, height, width), self.config.side))

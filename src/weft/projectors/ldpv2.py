@@ -8,11 +8,10 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.core.errors import ConfigError
 from weft.core.interfaces import InputProjector
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
-from weft.layers.feature_grid import check_grid, to_channels_first, to_channels_last
+from weft.layers.feature_grid import check_grid, check_side, to_channels_first, to_channels_last
 
 
 class LDPv2(InputProjector):
@@ -32,11 +31,7 @@ class LDPv2(InputProjector):
 
         def num_tokens(self, layout: MediaLayout) -> int:
             check_grid(layout, "LDPv2")
-            if min(layout.height, layout.width) < self.side:
-                raise ConfigError(
-                    f"LDPv2 to {self.side}x{self.side} needs a grid of at least that, got {layout.height}x{layout.width}; "
-                    "choose a smaller side"
-                )
+            check_side(layout, self.side, "LDPv2")
             return layout.num_units * self.side**2
 
         @classmethod

@@ -26,7 +26,7 @@ from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
-MINUTES = 8.0  # what the steps below take on two CPU cores with bf16 instructions
+MINUTES = 8.0  # what the steps below are meant for, on two CPU cores with bf16 instructions
 BASELINE = "language"  # the stage whose model is also the text-only baseline
 VOCABULARY = 640
 BOXES = BinnedBoxes(bins=32)
