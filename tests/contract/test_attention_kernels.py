@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weft.core.attention_rule import AttentionRule
+from weft.core.attention_rule import AttentionRule, RuleSide
 from weft.layers.kernels import KERNELS, attend, packed, record_attention, reference
 
 ORDER = torch.arange(12).expand(2, 12)
@@ -17,6 +17,8 @@ RULES = {
     "packed": AttentionRule(ORDER, PACKED),
     "window": AttentionRule(ORDER, ONE, window=3),
     "packed window": AttentionRule(ORDER, PACKED, window=2),
+    "cached": AttentionRule(ORDER[:, 9:], PACKED[:, 9:], keys=RuleSide(ORDER, PACKED, ORDER)),
+    "one token": AttentionRule(ORDER[:, 11:], ONE[:, 11:], keys=RuleSide(ORDER, ONE, ORDER)),
 }
 
 
@@ -25,9 +27,10 @@ RULES = {
 @pytest.mark.parametrize("kernel", [*KERNELS, "chosen"])
 def test_kernel_equals_reference_forward_and_backward(kernel, rule, heads):
     torch.manual_seed(0)
-    query = torch.randn(2, heads[0], 12, 8, requires_grad=True)
+    tokens = RULES[rule].shape[1]
+    query = torch.randn(2, heads[0], tokens, 8, requires_grad=True)
     key, value = (torch.randn(2, heads[1], 12, 8, requires_grad=True) for _ in range(2))
-    weight = torch.randn(2, heads[0], 12, 8)
+    weight = torch.randn(2, heads[0], tokens, 8)
     results = []
     for function in (reference, attend if kernel == "chosen" else KERNELS[kernel]):
         out = function(query, key, value, RULES[rule])
@@ -35,6 +38,35 @@ def test_kernel_equals_reference_forward_and_backward(kernel, rule, heads):
     for ours, theirs in zip(*results, strict=True):
         assert torch.isfinite(ours).all()
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # fp32 sums in another order
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["every head its own", "grouped"])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("kernel", [*KERNELS, "chosen"])
+def test_kernel_adds_a_score_bias_and_trains_it(kernel, rule, heads):
+    """Against the definition written out: a learned number for each head and distance, packed samples and caches included."""
+    torch.manual_seed(0)
+    rule, distances = RULES[rule], torch.randn(4, 23, requires_grad=True)
+    _, tokens, keys = rule.shape
+    query = torch.randn(2, heads[0], tokens, 8, requires_grad=True)
+    key, value = (torch.randn(2, heads[1], keys, 8, requires_grad=True) for _ in range(2))
+    weight = torch.randn(2, heads[0], tokens, 8)
+
+    def bias(query_positions, key_positions):
+        return distances[:, key_positions[:, None] - query_positions[..., None] + 11].transpose(0, 1)
+
+    wide_key, wide_value = (x.repeat_interleave(heads[0] // heads[1], 1) for x in (key, value))
+    scores = query @ wide_key.mT / 8**0.5 + bias(rule.queries.position, rule.keys.position)
+    expected = scores.masked_fill(~rule.allowed[:, None], -torch.inf).softmax(-1).nan_to_num(0) @ wide_value
+    ours = (attend if kernel == "chosen" else KERNELS[kernel])(query, key, value, rule.with_score_bias(bias))
+    inputs = (query, key, value, distances)
+    for out, reference_out in zip(
+        (ours, *torch.autograd.grad((ours * weight).sum(), inputs)),
+        (expected, *torch.autograd.grad((expected * weight).sum(), inputs)),
+        strict=True,
+    ):
+        assert torch.isfinite(out).all()
+        torch.testing.assert_close(out, reference_out, rtol=0, atol=2e-5)  # fp32 sums in another order, over both rows
 
 
 def test_a_query_that_sees_nothing_gets_zero():

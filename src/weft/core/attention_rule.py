@@ -7,11 +7,14 @@ Letters: B rows, T tokens.
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from weft.core.score_bias import ScoreBias
 
 Pattern = Literal["full", "causal", "general"]
 
@@ -52,7 +55,8 @@ class AttentionRule:
     """The rule for one call of attention.
 
     Shapes: `order`, `segment`, `position` [B, T] of the queries; `keys` the same of the keys when they differ (a cache).
-    `position` defaults to `order`; windows and score biases read positions, never indices or order.
+    `position` defaults to `order`; windows and score biases read positions, never indices or order. `score_bias` is what the
+    kernels add to the scores beside the rule, if anything.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class AttentionRule:
         self.queries = RuleSide(order, segment, order if position is None else position)
         self.keys = self.queries if keys is None else keys
         self.window = window
+        self.score_bias: ScoreBias | None = None
         self.everyone_sees = False  # True where it is known that each query sees a key
         self._biases: dict[torch.dtype, Tensor] = {}
 
@@ -113,13 +118,26 @@ class AttentionRule:
         """The rule of one query a row, against the same keys. Shapes: index [B]."""
         row = torch.arange(len(index), device=index.device)
         order, segment, position = (side[row, index][:, None] for side in self.queries)
-        return AttentionRule(order, segment, position, self.window, self.keys)
+        return AttentionRule(order, segment, position, self.window, self.keys).with_score_bias(self.score_bias)
 
     def with_window(self, window: int | None) -> AttentionRule:
         """The same rule under a sliding window (in positions)."""
         if window == self.window:
             return self
-        return AttentionRule(*self.queries, window=window, keys=self.keys)
+        return AttentionRule(*self.queries, window=window, keys=self.keys).with_score_bias(self.score_bias)
+
+    def with_score_bias(self, score_bias: ScoreBias | None) -> AttentionRule:
+        """The same rule beside other score biases; what is known of the rule stays known.
+
+        The numbers are computed once, when a kernel first asks for them, so a rule with a bias belongs to one forward: the next
+        one may have other weights.
+        """
+        if score_bias is self.score_bias:
+            return self
+        rule = copy(self)
+        rule.score_bias, rule._biases = score_bias, {}
+        rule.__dict__.pop("segments", None)
+        return rule
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -148,9 +166,16 @@ class AttentionRule:
         return bias.masked_fill_(~(seen | blind), float("-inf"))[:, None]
 
     def bias_in(self, dtype: torch.dtype) -> Tensor:
-        """`bias` in the precision of the scores, converted once for all layers."""
+        """All that is added to the scores, `bias` and the score bias, in their precision and computed once for all layers.
+
+        Shapes: [B or 1, H or 1, Tq or 1, Tk].
+        """
         if dtype not in self._biases:
-            self._biases[dtype] = self.bias.to(dtype)
+            added = self.bias
+            if self.score_bias is not None:
+                numbers = self.score_bias(self.queries.position, self.keys.position)
+                added = numbers if self.pattern == "full" else numbers + added
+            self._biases[dtype] = added.to(dtype)
         return self._biases[dtype]
 
     @cached_property
@@ -199,6 +224,6 @@ class AttentionRule:
         index[inside] = flat
         gather = index.clamp_min(0)
         order, position = (side.flatten()[gather] for side in (self.queries.order, self.queries.position))
-        rule = AttentionRule(order, inside.long(), position, self.window)
+        rule = AttentionRule(order, inside.long(), position, self.window).with_score_bias(self.score_bias)
         rule.everyone_sees = True  # a token sees itself, and what the padding gets is never read
         return Segments(index, batch * tokens, rule)

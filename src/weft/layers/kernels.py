@@ -1,7 +1,7 @@
 """Attention kernels: several exact ways to compute one rule, and the choice between them.
 
 Every kernel takes q [B, H, Tq, d], k and v [B, Hkv, Tk, d] (Hkv divides H) and an `AttentionRule`, and returns [B, H, Tq, d].
-A query that sees no key returns zeros.
+A query that sees no key returns zeros. A rule's score bias is added to the scores by all of them.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def reference(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) ->
     """The definition, in float32, with every matrix written out."""
     key, value = _repeat_heads(query, key, value)
     scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if rule.score_bias is not None:
+        scores = scores + rule.score_bias(rule.queries.position, rule.keys.position).float()
     allowed = rule.allowed[:, None]
     probabilities = torch.softmax(scores.masked_fill(~allowed, float("-inf")), -1).nan_to_num(0.0)
     if _recorded:
@@ -86,7 +88,7 @@ def plain(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Ten
     dtype, query = query.dtype, query.to(key.dtype)
     key, value = _repeat_heads(query, key, value)
     scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
-    if rule.pattern != "full":
+    if rule.pattern != "full" or rule.score_bias is not None:
         scores = scores + rule.bias_in(scores.dtype)
     return _silence((torch.softmax(scores, -1).to(value.dtype) @ value).to(dtype), rule)
 
@@ -97,11 +99,13 @@ def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Ten
     dtype, groups = query.dtype, heads // key.shape[1]
     query = query.to(key.dtype)
     pattern = rule.pattern
-    mask = rule.bias_in(key.dtype) if pattern == "general" else None
+    mask = rule.bias_in(key.dtype) if pattern == "general" or rule.score_bias is not None else None
     if tokens == 1 and groups > 1:
         # The heads of a group are queries of the same keys: as rows of one product they read the keys once.
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask.reshape(len(mask), -1, groups, mask.shape[-1])
         query, groups = query.reshape(batch, -1, groups, width), 1
-    causal = pattern == "causal" and tokens > 1
+    causal = pattern == "causal" and tokens > 1 and mask is None
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
     return _silence(out.reshape(batch, heads, tokens, width).to(dtype), rule)
 
