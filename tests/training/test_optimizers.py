@@ -187,3 +187,37 @@ def test_clipping_bounds_the_norm_of_all_gradients_together():
     assert norm == pytest.approx(float(before.norm()), rel=1e-5)
     assert float(after.norm()) == pytest.approx(0.01, rel=1e-3)
     assert torch.allclose(after / after.norm(), before / before.norm(), atol=1e-6)
+
+
+def tower():
+    """A tower within a system: embedding, two blocks and what follows them, beside a parameter of no tower."""
+    torch.manual_seed(0)
+    system = nn.Module()
+    system.tower = Model()
+    system.scale = nn.Parameter(torch.ones(()))
+    return system
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_layer_decay_lowers_the_rate_from_the_top_down(name):
+    """Adam's first step is as long as the rate, so what each parameter moved by shows its rate."""
+    system = tower()
+    config = Optimizer(name=name, learning_rate=0.1, layer_decay={"tower": 0.5}, rates={"tower.*": 0.4}, epsilon=1e-12)
+    optimizer = build_optimizer(config, system, dict(system.named_parameters()))
+    before = {n: p.detach().clone() for n, p in system.named_parameters()}
+    for parameter in system.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(1.0)
+    moved = {n: (before[n] - p.detach()).mean().item() for n, p in system.named_parameters()}
+    expected = {"tower.embedding.": 0.04 / 8, "tower.blocks.0.": 0.04 / 4, "tower.blocks.1.": 0.04 / 2, "tower.output.": 0.04}
+    for prefix, rate in {**expected, "scale": 0.1}.items():
+        rates = [step for n, step in moved.items() if n.startswith(prefix)]
+        assert rates == pytest.approx([rate] * len(rates), rel=1e-4) and rates, prefix
+
+
+def test_layer_decay_of_what_is_no_tower_is_refused():
+    system = tower()
+    with pytest.raises(ConfigError, match="layer_decay: 'media' has no trained blocks"):
+        build_optimizer(Optimizer(layer_decay={"media": 0.5}), system, dict(system.named_parameters()))
+    with pytest.raises(ConfigError, match=r"layer_decay of 'tower' multiplies rates and lies above 0, at most 1, got 1\.5"):
+        Optimizer(layer_decay={"tower": 1.5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -122,4 +123,21 @@ def _rate_factors(config: Optimizer, trained: Mapping[str, nn.Parameter]) -> dic
             raise ConfigError(f"optimizer.rates: pattern {pattern!r} matches no trained parameter")
         for name in matched:
             factors[name] *= factor
+    for tower, decay in config.layer_decay.items():
+        for name, depth in _depths(tower, trained).items():
+            factors[name] *= decay**depth
     return factors
+
+
+def _depths(tower: str, trained: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """How far below the tower's end each of its parameters stands: 0 behind the last block, 1 in it, embeddings deepest.
+
+    Source: BEiT's layer-wise decay, arXiv:2106.08254, which EVA-CLIP trains both towers with, arXiv:2303.15389.
+    """
+    inside = [name for name in trained if name.startswith(f"{tower}.")]
+    blocks = {name: int(found[1]) for name in inside if (found := re.match(rf"{re.escape(tower)}\.blocks\.(\d+)\.", name))}
+    if not blocks:
+        raise ConfigError(f"optimizer.layer_decay: {tower!r} has no trained blocks")
+    end = max(blocks.values()) + 1
+    below = {name: end + 1 for name in inside if name not in blocks and "embedding" in name}
+    return {name: end - block for name, block in blocks.items()} | below

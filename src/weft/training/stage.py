@@ -22,9 +22,12 @@ class Optimizer(config.Config):
     """AdamW, LAMB, or Muon on the matrices of hidden layers with AdamW on the rest.
 
     `learning_rate` is AdamW's or LAMB's peak; `matrix_rate` Muon's. `rates` multiplies the rate of the parameters that match a
-    pattern. Weight decay leaves out parameters with fewer than two dimensions and those that match `weight_decay_except`; LAMB
-    scales the step of decayed parameters only. `clip_norm` bounds the norm of all gradients together; before it,
-    `adaptive_clip` bounds that of each unit to a share of the unit's weights (`adaptive_clip_except`: name patterns).
+    pattern. `layer_decay` names towers of blocks: a block's rate is multiplied once for itself and once for every block above
+    it, that of the embeddings below once more, and what follows the last block keeps its rate.
+
+    Weight decay leaves out parameters with fewer than two dimensions and those that match `weight_decay_except`; LAMB scales
+    the step of decayed parameters only. `clip_norm` bounds the norm of all gradients together; before it, `adaptive_clip`
+    bounds that of each unit to a share of the unit's weights (`adaptive_clip_except`: name patterns).
     """
 
     name: Literal["adamw", "lamb", "muon"] = "adamw"
@@ -40,11 +43,17 @@ class Optimizer(config.Config):
     adaptive_clip: float | None = None
     adaptive_clip_except: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: Mapping[str, float] = field(default_factory=dict)  # {name of a tower: what a layer multiplies the rate by}
 
     def __post_init__(self) -> None:
         for name, value in {"learning_rate": self.learning_rate, "matrix_rate": self.matrix_rate, **self.rates}.items():
             if not 0 <= value < math.inf:
                 raise ConfigError(f"optimizer: the rate {name} must be 0 or above, got {value}")
+        for tower, decay in self.layer_decay.items():
+            if not 0 < decay <= 1:
+                raise ConfigError(
+                    f"optimizer: layer_decay of {tower!r} multiplies rates and lies above 0, at most 1, got {decay}"
+                )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"optimizer: clip_norm must be above 0, got {self.clip_norm}; none clips nothing")
 
