@@ -51,7 +51,9 @@ class TextSide(Movable):
     """One text of the batch.
 
     Shapes: everything [B, T]. `segment` 0 is padding. `targets[h][t]` is what head h must say at position t: the processor has
-    shifted already, and `IGNORE` marks no loss. `weights[h]` weighs each target's loss.
+    shifted already, and `IGNORE` marks no loss. `weights[h]` weighs each target's loss. `visible[stream]` [B, T, 2] is the first
+    and the last medium of a stream that a token sees through cross-attention, inclusive, numbered from 0 within the packed row in
+    the order of the text; first > last means none.
     """
 
     tokens: Tensor
@@ -61,6 +63,7 @@ class TextSide(Movable):
     modality: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    visible: dict[str, Tensor] = field(default_factory=dict)
 
     def rule(self) -> AttentionRule:
         """The attention rule of this text."""
@@ -92,13 +95,23 @@ class MediaBatch(Movable):
 
 @dataclass(frozen=True)
 class MultimodalBatch(Movable):
-    """What `System.forward` takes: the text, the media by stream, and which sample is where."""
+    """What `System.forward` takes: the text, the media by stream, and which sample is where.
+
+    An encoder-decoder reads `main` and writes `decoder`; both sides of a row share its segments.
+    """
 
     main: TextSide
     media: dict[str, MediaBatch] = field(default_factory=dict)
     samples: tuple[SampleRef, ...] = ()
+    decoder: TextSide | None = None
+
+    @property
+    def written(self) -> TextSide:
+        """The text that the model writes, which has the targets and is continued: the decoder's, or the only one."""
+        return self.main if self.decoder is None else self.decoder
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens, padding left out."""
-        return int((self.main.segment > 0).sum())
+        """Real tokens of every text, padding left out."""
+        sides = (self.main,) if self.decoder is None else (self.main, self.decoder)
+        return sum(int((side.segment > 0).sum()) for side in sides)

@@ -20,47 +20,80 @@ Rows = Sequence[EncodedSample] | Sequence[Sequence[EncodedSample]]
 def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     """A batch of samples, one a row, or of rows of several samples; padded on the right to the longest row or to `pad_to`.
 
-    Orders and positions start at 0 in every sample; its number within the row, from 1, is its segment. A medium that several
-    samples show is one item, encoded once, unless another instruction goes with it or it is, say, the first picture of one
-    sample and the second of another; its spans are as many as its places.
+    Positions start at 0 in every sample; its number within the row, from 1, is its segment. Orders are the positions, but in
+    what an encoder reads all are 0: everyone sees everyone. A medium that several samples show is one item, encoded once,
+    unless another instruction goes with it or it is, say, the first picture of one sample and the second of another; its spans
+    are as many as its places.
 
-    Raises: DataError where a row is longer than `pad_to` or there is nothing to collate.
+    Raises: DataError where a row is longer than `pad_to`, there is nothing to collate, or only some samples have a decoder side.
     """
     packed = [[row] if isinstance(row, EncodedSample) else list(row) for row in rows]
     if not packed or not all(packed):
         raise DataError("nothing to collate: a batch needs at least one row and a row at least one sample")
-    lengths = [sum(len(sample) for sample in row) for row in packed]
-    width = max(lengths) if pad_to is None else pad_to
-    if max(lengths) > width:
-        raise DataError(f"a row of {max(lengths)} tokens does not fit into pad_to={width}")
-    tokens, order, segment, modality = (np.zeros((len(packed), width), dtype=np.int64) for _ in range(4))
-    targets = np.full((len(packed), width), IGNORE, dtype=np.int64)
+    with_decoder = {sample.decoder is not None for row in packed for sample in row}
+    if len(with_decoder) > 1:
+        raise DataError(
+            "some samples of a batch have a decoder side and some have none; they come from processors of two systems"
+        )
+    text = _Text(max(sum(len(sample) for sample in row) for row in packed), len(packed), pad_to)
+    decoder: _Text | None = None
+    if with_decoder == {True}:
+        decoder = _Text(max(sum(sample.num_written for sample in row) for row in packed), len(packed), pad_to)
     samples: list[SampleRef] = []
     media: dict[str, _Stream] = {}
     for r, row in enumerate(packed):
-        start = 0
+        start = written = 0
         for number, sample in enumerate(row, start=1):
-            here = slice(start, start + len(sample))
-            tokens[r, here] = sample.tokens
-            targets[r, here] = sample.targets
-            modality[r, here] = sample.modality
-            order[r, here] = np.arange(len(sample))
-            segment[r, here] = number
+            text.write(r, start, number, sample.tokens, sample.targets, sample.modality, causal=decoder is None)
+            if decoder is not None and sample.decoder is not None:
+                decoder.write(r, written, number, sample.decoder.tokens, sample.decoder.targets)
             for stream, items in sample.media.items():
                 for place, item in enumerate(items):
                     media.setdefault(stream, _Stream()).add(item, r, start, len(samples), place)
             samples.append(SampleRef(r, number, sample.source, sample.id, sample.group))
             start += len(sample)
-    orders = torch.from_numpy(order)
-    text = TextSide(
-        tokens=torch.from_numpy(tokens),
-        order=orders,
-        segment=torch.from_numpy(segment),
-        positions=orders.clone(),
-        modality=torch.from_numpy(modality),
-        targets={"text": torch.from_numpy(targets)},
+            written += sample.num_written
+    return MultimodalBatch(
+        main=text.side(),
+        media={name: stream.batch() for name, stream in media.items()},
+        samples=tuple(samples),
+        decoder=None if decoder is None else decoder.side(),
     )
-    return MultimodalBatch(text, {name: stream.batch() for name, stream in media.items()}, tuple(samples))
+
+
+class _Text:
+    """One text of a batch while it is put together: rows of `longest` tokens or, where it is given, of `pad_to`."""
+
+    def __init__(self, longest: int, num_rows: int, pad_to: int | None) -> None:
+        width = longest if pad_to is None else pad_to
+        if longest > width:
+            raise DataError(f"a row of {longest} tokens does not fit into pad_to={width}")
+        self.tokens, self.order, self.segment, self.positions, self.modality = (
+            np.zeros((num_rows, width), dtype=np.int64) for _ in range(5)
+        )
+        self.targets = np.full((num_rows, width), IGNORE, dtype=np.int64)
+
+    def write(
+        self,
+        row: int,
+        start: int,
+        segment: int,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        modality: np.ndarray | int = 0,
+        causal: bool = True,
+    ) -> None:
+        here = slice(start, start + len(tokens))
+        self.tokens[row, here] = tokens
+        self.targets[row, here] = targets
+        self.modality[row, here] = modality
+        self.positions[row, here] = np.arange(len(tokens))
+        self.order[row, here] = self.positions[row, here] if causal else 0
+        self.segment[row, here] = segment
+
+    def side(self) -> TextSide:
+        arrays = (self.tokens, self.order, self.segment, self.positions, self.modality)
+        return TextSide(*map(torch.from_numpy, arrays), targets={"text": torch.from_numpy(self.targets)})
 
 
 class _Stream:

@@ -29,11 +29,20 @@ class EncodedMedium:
 
 
 @dataclass(frozen=True)
+class EncodedAnswer:
+    """What the decoder of an encoder-decoder reads and says. Shapes: `tokens`, `targets` [T] int64, as in `EncodedSample`."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
 class EncodedSample:
     """One conversation, encoded.
 
     Shapes: `tokens`, `targets`, `modality` [T] int64; `targets[t]` is what the model says at t, -100 where there is no loss;
     `modality` is 1 where a medium stands. `text` is the conversation as it was rendered, with one marker per medium.
+    For an encoder-decoder these are what its encoder reads, and `decoder` is what it writes.
     """
 
     tokens: np.ndarray
@@ -44,6 +53,17 @@ class EncodedSample:
     source: str = ""
     group: str = ""
     text: str = ""
+    decoder: EncodedAnswer | None = None
+
+    @property
+    def num_written(self) -> int:
+        """Tokens of the text that the model continues."""
+        return len(self.tokens) if self.decoder is None else len(self.decoder.tokens)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of its longest text: the room that it takes in a row."""
+        return max(len(self.tokens), self.num_written)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -10,15 +10,16 @@ from weft.data.encoded_sample import EncodedSample
 
 
 def pack(samples: Sequence[EncodedSample], max_tokens: int) -> list[list[EncodedSample]]:
-    """Rows of whole samples of at most `max_tokens` tokens together; `collate` makes a batch of them.
+    """Rows of whole samples of at most `max_tokens` tokens together, in each of their texts; `collate` makes a batch of them.
 
     Raises: DataError where a sample alone is longer than a row.
     """
-    for sample in samples:
-        if len(sample) > max_tokens:
+    lengths = [sample.row_length for sample in samples]
+    for sample, length in zip(samples, lengths, strict=True):
+        if length > max_tokens:
             name = f"{sample.source}:{sample.id}" if sample.source else sample.id
-            raise DataError(f"sample {name!r} has {len(sample)} tokens and a packed row {max_tokens}; encode with max_tokens")
-    return [[samples[i] for i in row] for row in best_fit([len(sample) for sample in samples], max_tokens)]
+            raise DataError(f"sample {name!r} has {length} tokens and a packed row {max_tokens}; encode with max_tokens")
+    return [[samples[i] for i in row] for row in best_fit(lengths, max_tokens)]
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from weft.core.output import LossTerms
 
 
 class NextToken(Objective):
-    """Cross entropy of the tokens that carry a target, and logits for no other.
+    """Cross entropy of the tokens that carry a target, and logits for no other; of an encoder-decoder its decoder's tokens.
 
     Term "next_token": the sum of weighted token losses over the sum of token weights. `chunk` bounds how many logits rows exist
     at a time.
@@ -33,16 +33,16 @@ class NextToken(Objective):
         self.config = config
 
     def weights(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        targets = batch.main.targets[self.config.head]
-        weights = batch.main.weights.get(self.config.head)
+        targets = batch.written.targets[self.config.head]
+        weights = batch.written.weights.get(self.config.head)
         supervised = targets != IGNORE
         total = supervised.sum().float() if weights is None else (weights * supervised).sum().float()
         return {"next_token": total}
 
     def forward(self, system: System, batch: MultimodalBatch) -> LossTerms:
         head = self.config.head
-        targets = batch.main.targets[head].flatten()
-        weights = batch.main.weights.get(head)
+        targets = batch.written.targets[head].flatten()
+        weights = batch.written.weights.get(head)
         positions = (targets != IGNORE).nonzero().squeeze(1)
         output = system(batch)
         total = output.hidden.sum().float() * 0.0  # keeps the graph whole where nothing carries a target
