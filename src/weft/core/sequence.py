@@ -14,7 +14,8 @@ from weft.core.attention_rule import AttentionRule
 class TokenSequence:
     """Embeddings and everything that blocks may ask of their tokens.
 
-    Shapes: `embeddings` [B, T, D], `positions` [B, T], `modality` [B, T] (0 is text), `memory` by name.
+    Shapes: `embeddings` [B, T, D], `positions` [B, T], `modality` [B, T] (0 is text); `visible` [B, T, 2] by stream as in
+    `TextSide`; `memory` by name, for cross-attention a `weft.core.memory.Memory`.
     """
 
     embeddings: Tensor
@@ -22,3 +23,4 @@ class TokenSequence:
     rule: AttentionRule
     modality: Tensor
     memory: dict[str, Any] = field(default_factory=dict)
+    visible: dict[str, Tensor] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weft.core.attention_rule import AttentionRule
+from weft.core.memory import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,6 +126,27 @@ def packed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Te
     out = _choose(query, segments.rule)(split(query), split(key), split(value), segments.rule)
     there, back = segments.rows(heads)
     return _Move.apply(out.reshape(-1, width), back, there).view(batch, tokens, heads, width).transpose(1, 2)
+
+
+def attend_view(query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
+    """Attention to a memory: tokens that see the same features in one run, all runs in one call.
+
+    Shapes: query [B, H, T, d], key and value [B, Hkv, M, d] -> [B, H, T, d]; zero for a token that sees nothing.
+    """
+    if view.queries is None or view.keys is None or view.place is None:
+        return attend(query, key, value, view.rule)
+    batch, heads, tokens, width = query.shape
+
+    def runs(x: Tensor, index: Tensor) -> Tensor:  # [B, H, N, d] -> [R, H, L, d]
+        rows = x.transpose(1, 2).reshape(-1, x.shape[1], width)
+        return rows[index.clamp_min(0)].transpose(1, 2)
+
+    there = torch.where(view.queries < 0, batch * tokens, view.queries).flatten()
+    chosen = _Move.apply(query.transpose(1, 2).reshape(batch * tokens, -1), there, view.place)
+    queries = chosen.view(*view.queries.shape, heads, width).transpose(1, 2)
+    out = attend(queries, runs(key, view.keys), runs(value, view.keys), view.rule)
+    rows = out.transpose(1, 2).reshape(view.queries.numel(), -1)
+    return _Move.apply(rows, view.place, there).view(batch, tokens, heads, width).transpose(1, 2)
 
 
 class _Move(torch.autograd.Function):
