@@ -124,7 +124,8 @@ class AttentionRule:
         """The same rule under a sliding window (in positions)."""
         if window == self.window:
             return self
-        return AttentionRule(*self.queries, window=window, keys=self.keys).with_score_bias(self.score_bias)
+        keys = None if self.keys is self.queries else self.keys  # packed samples are told apart where both sides are one
+        return AttentionRule(*self.queries, window=window, keys=keys).with_score_bias(self.score_bias)
 
     def with_score_bias(self, score_bias: ScoreBias | None) -> AttentionRule:
         """The same rule beside other score biases; what is known of the rule stays known.

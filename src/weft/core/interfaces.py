@@ -158,10 +158,17 @@ class LanguageModel(nn.Module, ABC):
         def context(self) -> int:
             """The longest sequence that the positions were made for, in tokens."""
 
+        @property
+        def window(self) -> int | None:
+            """How many positions a token sees in every block, its own and those before; None for all."""
+            return None
+
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
             """The published sizes by name."""
             return {}
+
+    slots: ClassVar[tuple[str, ...]] = ("before_attention", "before_feed_forward", "after_block")  # that its blocks have
 
     config: Any
     blocks: nn.ModuleList
@@ -187,6 +194,26 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Shapes: hidden [..., D] -> logits [..., V]."""
+
+
+ENCODED = "encoder"  # the name under which a decoder finds its encoder's hidden states in the memory
+
+
+class EncoderDecoder(LanguageModel, ABC):
+    """A language model of two halves: `encoder` reads, the model's own `embed`, `blocks` and `forward` write.
+
+    The writing half finds what was read as a `weft.core.memory.Memory` in `memory[ENCODED]`; without one it is a language model
+    like any other.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LanguageModel.Config, ABC):
+        @property
+        @abstractmethod
+        def start_token(self) -> int:
+            """What stands before the first token that the decoder writes."""
+
+    encoder: LanguageModel
 
 
 class Fusion(nn.Module, ABC):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from weft.core.attention_rule import AttentionRule, RuleSide
 from weft.core.errors import AttentionError
+from weft.core.interfaces import LanguageModel
 
 
 class KeyValueCache:
@@ -28,6 +30,11 @@ class KeyValueCache:
         self._hidden: Tensor | None = None  # [B, 1, 1, capacity] scores of a next token: -inf at keys that it never sees
         self._all_seen: bool | None = None  # whether a next token sees every key; None: nobody has looked since rows changed
         self._length = 0
+
+    @classmethod
+    def of(cls, language_model: LanguageModel, capacity: int = 256) -> Self:
+        """The cache of a language model, with its window."""
+        return cls(len(language_model.blocks), capacity, language_model.config.window)
 
     @property
     def length(self) -> int:

@@ -45,7 +45,7 @@ class Decoding:
 
     def __init__(self, system: MultimodalLM, cache: KeyValueCache | None = None, capacity: int = 256) -> None:
         self.system = system
-        self.cache = cache or KeyValueCache(len(system.language_model.blocks), capacity)
+        self.cache = cache or KeyValueCache.of(system.language_model, capacity)
         self.rows: list[int] = []  # the live rows, by their number in the batch
         self.room: list[int] = []  # positions left in the context, of every row of the batch
         self._next: Tensor | None = None  # [3, B, 1]: order, segment, position of the token to come
@@ -111,9 +111,9 @@ def behind_cache(
     text = batch.main
     first = cache.length == 0
     rule = cache.extend(text.rule().queries)
-    if first and right_padded_causal(text):
+    if first and not cache.window and right_padded_causal(text):
         # Exact for every real token: a causal query never reaches the padding behind it. What padding computes is never read.
-        rule = rule.with_window(cache.window) if cache.window else rule.assume(pattern="causal", everyone_sees=True)
+        rule = rule.assume(pattern="causal", everyone_sees=True)
     return replace(system.sequence(batch, media), rule=rule)
 
 

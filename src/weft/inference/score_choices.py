@@ -44,7 +44,7 @@ def score_choices(
     shared = min(shared_prefix(rows[0], row) for row in rows)
     shared = min(shared, min(map(len, samples)) - 1)
     with evaluating(model.system), torch.inference_mode():
-        cache = KeyValueCache(len(model.system.language_model.blocks), max(map(len, samples)))
+        cache = KeyValueCache.of(model.system.language_model, max(map(len, samples)))
         hidden = read(model.system, before(rows[0], shared), cache) if shared else None
         scores = []
         for start in range(0, len(samples), batch_size):
@@ -53,7 +53,7 @@ def score_choices(
                 cache.crop(shared)
                 cache.select([0] * len(batch.main.tokens))
             else:
-                cache = KeyValueCache(len(model.system.language_model.blocks), max(map(len, samples)))
+                cache = KeyValueCache.of(model.system.language_model, max(map(len, samples)))
             scores += _score(model.system, batch, shared, cache, hidden)
     return scores
 

@@ -1,10 +1,12 @@
-"""The Llama-type decoder: Llama 1 to 3, Vicuna, Qwen 2 and 3.
+"""The Llama-type decoder: Llama 1 to 3, Vicuna, Mistral, DeepSeek-LLM, InternLM2, Qwen 1 to 3.
 
-Source: LLaMA, arXiv:2302.13971; Llama 3, arXiv:2407.21783; Qwen2, arXiv:2407.10671; Qwen3, arXiv:2505.09388.
+Source: LLaMA, arXiv:2302.13971; Llama 3, arXiv:2407.21783; Mistral, arXiv:2310.06825; DeepSeek LLM, arXiv:2401.02954;
+InternLM2, arXiv:2403.17297; Qwen, arXiv:2309.16609; Qwen2, arXiv:2407.10671; Qwen3, arXiv:2505.09388.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +23,7 @@ from weft.layers.block import PreNormBlock
 from weft.layers.feed_forward import GatedFeedForward
 from weft.layers.norms import RMSNorm
 from weft.layers.precision import working_precision
-from weft.layers.rotary import Llama3Scaling, Rotary
+from weft.layers.rotary import DynamicScaling, LinearScaling, Llama3Scaling, QwenScaling, Rotary, RotaryScaling
 from weft.layers.slots import BlockContext
 
 
@@ -33,6 +35,9 @@ class Decoder(LanguageModel):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LanguageModel.Config):
+        """`window`: a token sees that many positions, its own and those before. `log_scaling_context`: queries at later places
+        than this are multiplied by the logarithm of their place to this base, as in Qwen 1."""
+
         vocabulary: int = 32_000
         width: int = 4096
         num_layers: int = 32
@@ -42,7 +47,9 @@ class Decoder(LanguageModel):
         feed_forward_width: int = 11_008
         context: int = 2048
         rope_theta: float = 10_000.0
-        rope_scaling: Llama3Scaling | None = None
+        rope_scaling: RotaryScaling | None = None
+        window: int | None = None
+        log_scaling_context: int | None = None
         norm_eps: float = 1e-5
         attention_bias: bool = False
         head_norm: bool = False
@@ -52,6 +59,12 @@ class Decoder(LanguageModel):
             counts = ("vocabulary", "width", "num_layers", "num_heads", "num_key_value_heads", "feed_forward_width", "context")
             if small := [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]:
                 raise ConfigError(f"a decoder needs counts and widths of at least 1, got {', '.join(small)}")
+            if self.window is not None and self.window < 1:
+                raise ConfigError(f"a token sees at least itself, got window={self.window}; None lets it see all before it")
+            if self.log_scaling_context is not None and self.log_scaling_context < 2:
+                raise ConfigError(
+                    f"log_scaling_context is the base of a logarithm and at least 2, got {self.log_scaling_context}"
+                )
             if self.num_heads % self.num_key_value_heads:
                 raise ConfigError(
                     f"{self.num_heads} heads cannot share {self.num_key_value_heads} heads of keys and values evenly; "
@@ -86,20 +99,43 @@ class Decoder(LanguageModel):
                 "num_key_value_heads": 40,
                 "feed_forward_width": 13_824,
             }
+            llama_3: dict[str, Any] = {"vocabulary": 128_256, "context": 131_072, "rope_theta": 500_000.0}
+            mistral: dict[str, Any] = {"num_key_value_heads": 8, "feed_forward_width": 14_336, "context": 32_768}
+            deepseek: dict[str, Any] = {"vocabulary": 102_400, "norm_eps": 1e-6}
+            internlm2: dict[str, Any] = {
+                "vocabulary": 92_544,
+                "num_key_value_heads": 8,
+                "context": 32_768,
+                "rope_theta": 1e6,
+                "rope_scaling": DynamicScaling(),
+            }
             qwen: dict[str, Any] = {"rope_theta": 1e6, "norm_eps": 1e-6, "context": 32_768}
             return {
                 "llama-7b": cls(norm_eps=1e-6),
                 "llama-13b": cls(norm_eps=1e-6, **llama_13b),
                 "vicuna-7b-v1.5": cls(context=4096),
                 "vicuna-13b-v1.5": cls(context=4096, **llama_13b),
+                "vicuna-7b-v1.5-16k": cls(context=16_384, rope_scaling=LinearScaling()),
                 "llama-3.1-8b": cls(
-                    vocabulary=128_256, num_key_value_heads=8, feed_forward_width=14_336, context=131_072,
-                    rope_theta=500_000.0, rope_scaling=Llama3Scaling(),
+                    num_key_value_heads=8, feed_forward_width=14_336, rope_scaling=Llama3Scaling(), **llama_3
                 ),
                 "llama-3.2-1b": cls(
-                    vocabulary=128_256, width=2048, num_layers=16, num_heads=32, num_key_value_heads=8, head_width=64,
-                    feed_forward_width=8192, context=131_072, rope_theta=500_000.0, rope_scaling=Llama3Scaling(factor=32.0),
-                    tied_head=True,
+                    width=2048, num_layers=16, num_heads=32, num_key_value_heads=8, head_width=64, feed_forward_width=8192,
+                    rope_scaling=Llama3Scaling(factor=32.0), tied_head=True, **llama_3,
+                ),
+                "mistral-7b-v0.1": cls(window=4096, **mistral),
+                "mistral-7b-v0.2": cls(rope_theta=1e6, **mistral),
+                "deepseek-llm-1.3b": cls(
+                    width=2048, num_layers=24, num_heads=16, num_key_value_heads=16, feed_forward_width=5632, context=16_384,
+                    **deepseek,
+                ),
+                "deepseek-llm-7b": cls(num_layers=30, context=4096, **deepseek),
+                "internlm2-1.8b": cls(width=2048, num_layers=24, num_heads=16, feed_forward_width=8192, **internlm2),
+                "internlm2-7b": cls(feed_forward_width=14_336, **internlm2),
+                "internlm2-20b": cls(width=6144, num_layers=48, num_heads=48, feed_forward_width=16_384, **internlm2),
+                "qwen-7b": cls(
+                    vocabulary=151_936, context=8192, norm_eps=1e-6, attention_bias=True,
+                    rope_scaling=QwenScaling(), log_scaling_context=8192,
                 ),
                 "qwen2.5-0.5b": cls(
                     vocabulary=151_936, width=896, num_layers=24, num_heads=14, num_key_value_heads=2,
@@ -121,7 +157,7 @@ class Decoder(LanguageModel):
         c, width = config, config.width
         head_width = c.head_width or width // c.num_heads
         self.embedding = nn.Embedding(c.vocabulary, width)
-        self.rotary = Rotary(head_width, c.rope_theta, c.rope_scaling)
+        self.rotary = Rotary(head_width, c.rope_theta, c.rope_scaling, c.context)
 
         def head_norm(size: int) -> nn.Module:
             return RMSNorm(size, c.norm_eps)
@@ -159,7 +195,7 @@ class Decoder(LanguageModel):
         self, sequence: TokenSequence, cache: Cache | None = None, start: int = 0, stop: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         stop = len(self.blocks) if stop is None else stop
-        context = BlockContext(sequence.rule, self.rotary(sequence.positions), sequence.modality, cache)
+        context = self._context(sequence, cache)
         hidden, memory = working_precision(sequence.embeddings), sequence.memory
         for block in islice(self.blocks, start, stop):  # a slice would build a ModuleList on every call
             hidden, memory = block(hidden, memory, context)
@@ -173,8 +209,15 @@ class Decoder(LanguageModel):
         if not block.bare:
             return super().last_hidden(sequence, last, cache)
         hidden, _ = self(sequence, cache, stop=len(self.blocks) - 1)
-        context = BlockContext(sequence.rule, self.rotary(sequence.positions), sequence.modality, cache)
-        return self.final_norm(block.last(hidden, context, last)).squeeze(1)
+        return self.final_norm(block.last(hidden, self._context(sequence, cache), last)).squeeze(1)
+
+    def _context(self, sequence: TokenSequence, cache: Cache | None) -> BlockContext:
+        rule, positions, trained = sequence.rule, sequence.positions, self.config.log_scaling_context
+        rule = rule if self.config.window is None else rule.with_window(self.config.window)
+        scale = None
+        if trained is not None:
+            scale = ((positions + 1).float().log() / math.log(trained)).clamp_min(1.0)[:, None, :, None]
+        return BlockContext(rule, self.rotary(positions), sequence.modality, cache, query_scale=scale)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)

@@ -57,6 +57,9 @@ class Attention(nn.Module):
             if rotary is not None:
                 query_rotary = rotary[0][rows, :, last][:, :, None], rotary[1][rows, :, last][:, :, None]
         query = self._heads(self.query(hidden), self.query_norm)
+        if context.query_scale is not None:
+            scale = context.query_scale
+            query = query * (scale if last is None else scale[rows, :, last][:, :, None]).to(query.dtype)
         if rotary is not None and key.shape[2] == 1:  # one call for both: a decoding step is mostly calls
             heads = (self.num_heads, self.num_key_value_heads)
             query, key = rotate(torch.cat((query, key), 1), rotary).split(heads, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,8 +14,16 @@ from torch import Tensor, nn
 from weft.core import config
 
 
+class RotaryScaling(config.Config, ABC):
+    """How published models stretch their frequencies over texts longer than those of their first training."""
+
+    @abstractmethod
+    def frequencies(self, theta: float, head_width: int, context: int) -> Tensor:
+        """The inverse frequencies, [head_width / 2], of a model whose texts have at most `context` tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Llama3Scaling(config.Config):
+class Llama3Scaling(RotaryScaling):
     """Frequency scaling of Llama 3.1 (wavelengths beyond the original context are stretched by `factor`)."""
 
     factor: float = 8.0
@@ -22,19 +31,73 @@ class Llama3Scaling(config.Config):
     high_frequency_factor: float = 4.0
     original_context: int = 8192
 
+    def frequencies(self, theta: float, head_width: int, context: int) -> Tensor:
+        inverse = inverse_frequencies(theta, head_width)
+        wavelength = 2 * math.pi / inverse
+        span = self.high_frequency_factor - self.low_frequency_factor
+        smooth = ((self.original_context / wavelength - self.low_frequency_factor) / span).clamp(0, 1)
+        return (1 - smooth) * inverse / self.factor + smooth * inverse
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling(RotaryScaling):
+    """Positions divided by `factor`, arXiv:2306.15595."""
+
+    factor: float = 4.0
+
+    def frequencies(self, theta: float, head_width: int, context: int) -> Tensor:
+        return inverse_frequencies(theta, head_width) / self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling(RotaryScaling):
+    """A base that grows with the context beyond `original_context`, as in the published configs of InternLM2.
+
+    Published code lets it grow with each text, so keys in a cache keep an older base than the queries that read them, and a
+    text's numbers depend on its batch. Here the model's `context` fixes the base: up to the original context both are the
+    same, beyond it a text of exactly `context` tokens read at once has the published numbers and every other text keeps the
+    laws of cache and packing.
+    """
+
+    factor: float = 2.0
+    original_context: int = 32_768
+
+    def frequencies(self, theta: float, head_width: int, context: int) -> Tensor:
+        length = max(context, self.original_context)
+        growth = self.factor * length / self.original_context - (self.factor - 1)
+        return inverse_frequencies(theta * growth ** (head_width / (head_width - 2)), head_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenScaling(RotaryScaling):
+    """The same of Qwen 1 (arXiv:2309.16609), whose base grows each time that the context has doubled."""
+
+    original_context: int = 8192
+
+    def frequencies(self, theta: float, head_width: int, context: int) -> Tensor:
+        doublings = math.ceil(math.log2(max(context / self.original_context, 1)))
+        growth = 2 ** (doublings + 1) - 1
+        return inverse_frequencies(theta * growth ** (head_width / (head_width - 2)), head_width)
+
+
+def inverse_frequencies(theta: float, head_width: int) -> Tensor:
+    """The inverse frequencies before any scaling, [head_width / 2]."""
+    exponent = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
+    return 1.0 / (theta**exponent)
+
 
 class Rotary(nn.Module):
     """Cosine and sine tables for given positions.
 
     Shapes: positions [B, T] -> (cos, sin), each [B, 1, T, head_width]; the first half of the sines has its sign turned, which
-    is the form that `rotate` takes.
+    is the form that `rotate` takes. `context` is the longest text of the model, which some scalings read.
     """
 
     inverse_frequency: Tensor
 
-    def __init__(self, head_width: int, theta: float, scaling: Llama3Scaling | None = None) -> None:
+    def __init__(self, head_width: int, theta: float, scaling: RotaryScaling | None = None, context: int = 0) -> None:
         super().__init__()
-        self.head_width, self.theta, self.scaling = head_width, theta, scaling
+        self.head_width, self.theta, self.scaling, self.context = head_width, theta, scaling, context
         self.register_buffer("inverse_frequency", self.frequencies(), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -49,19 +112,11 @@ class Rotary(nn.Module):
 
         The cosine is even and the sine odd, so one product with the positions gives both tables as `rotate` takes them.
         """
-        inverse = self._inverse()
-        return torch.cat((-inverse, inverse))
-
-    def _inverse(self) -> Tensor:
-        exponent = torch.arange(0, self.head_width, 2, dtype=torch.int64).float() / self.head_width
-        inverse = 1.0 / (self.theta**exponent)
         if self.scaling is None:
-            return inverse
-        s = self.scaling
-        wavelength = 2 * math.pi / inverse
-        smooth = (s.original_context / wavelength - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor)
-        smooth = smooth.clamp(0, 1)
-        return (1 - smooth) * inverse / s.factor + smooth * inverse
+            inverse = inverse_frequencies(self.theta, self.head_width)
+        else:
+            inverse = self.scaling.frequencies(self.theta, self.head_width, self.context)
+        return torch.cat((-inverse, inverse))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angle = positions[:, None, :, None].float() * self.inverse_frequency.float()

@@ -14,13 +14,15 @@ from weft.core.cache import Cache
 @dataclass(frozen=True)
 class BlockContext:
     """What holds for all blocks of one forward: the rule, rotary tables if any, token modality, the cache, and how many learned
-    queries stand before the text of every row."""
+    queries stand before the text of every row. `query_scale` [B, 1, T, 1] multiplies the queries of models that sharpen their
+    attention in long texts."""
 
     rule: AttentionRule
     rotary: tuple[Tensor, Tensor] | None = None
     modality: Tensor | None = None
     cache: Cache | None = None
     num_queries: int = 0
+    query_scale: Tensor | None = None
 
 
 class PassThrough(nn.Module):
