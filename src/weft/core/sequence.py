@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from weft.core.attention_rule import AttentionRule
+from weft.core.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -24,3 +25,4 @@ class TokenSequence:
     modality: Tensor
     memory: dict[str, Any] = field(default_factory=dict)
     visible: dict[str, Tensor] = field(default_factory=dict)
+    routing: Routing | None = None  # None: every token through the layers themselves

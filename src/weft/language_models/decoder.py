@@ -217,7 +217,7 @@ class Decoder(LanguageModel):
         scale = None
         if trained is not None:
             scale = ((positions + 1).float().log() / math.log(trained)).clamp_min(1.0)[:, None, :, None]
-        return BlockContext(rule, self.rotary(positions), sequence.modality, cache, query_scale=scale)
+        return BlockContext(rule, self.rotary(positions), sequence.modality, cache, query_scale=scale, routing=sequence.routing)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weft.layers.kernels import attend
 from weft.layers.rotary import rotate
+from weft.layers.routes import routed_linears
 from weft.layers.slots import BlockContext
 
 
@@ -44,19 +45,25 @@ class Attention(nn.Module):
         self.output: nn.Module = nn.Linear(inner, width, bias=output_bias)
         self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
+        self.routes = nn.ModuleDict()
 
     def forward(self, hidden: Tensor, context: BlockContext, last: Tensor | None = None) -> Tensor:
         """`last` [B] names the only query of each row: the result is then [B, 1, D]."""
         batch, tokens, _ = hidden.shape
         rotary, rule = context.rotary, context.rule
-        key, value = self._heads(self.key(hidden), self.key_norm), self._heads(self.value(hidden))
+        routing = context.routing
+        of_key, of_value = (self.key, self.value) if routing is None else routed_linears(self, ("key", "value"), routing)
+        key, value = self._heads(of_key(hidden), self.key_norm), self._heads(of_value(hidden))
         query_rotary = rotary
         if last is not None:
             rows = torch.arange(batch, device=last.device)
             hidden, tokens, rule = hidden[rows, last][:, None], 1, rule.of_queries(last)
+            routing = None if routing is None else routing.of(last)
             if rotary is not None:
                 query_rotary = rotary[0][rows, :, last][:, :, None], rotary[1][rows, :, last][:, :, None]
-        query = self._heads(self.query(hidden), self.query_norm)
+        names = ("query", "output")
+        of_query, of_output = (self.query, self.output) if routing is None else routed_linears(self, names, routing)
+        query = self._heads(of_query(hidden), self.query_norm)
         if context.query_scale is not None:
             scale = context.query_scale
             query = query * (scale if last is None else scale[rows, :, last][:, :, None]).to(query.dtype)
@@ -68,7 +75,7 @@ class Attention(nn.Module):
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
         mixed = attend(query, key, value, rule)
-        return self.output((mixed if tokens == 1 else mixed.transpose(1, 2)).reshape(batch, tokens, -1))
+        return of_output((mixed if tokens == 1 else mixed.transpose(1, 2)).reshape(batch, tokens, -1))
 
     def _heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
         """Shapes: [B, T, heads * d] -> [B, heads, T, d]; one token needs no transposition."""

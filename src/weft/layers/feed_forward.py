@@ -51,6 +51,7 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(width, hidden_width, bias=bias)
         self.down = nn.Linear(hidden_width, width, bias=bias)
         self.activation = activation(activation_name)
+        self.routes = nn.ModuleDict()
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.down(self.activation(self.up(hidden)))
@@ -65,6 +66,7 @@ class GatedFeedForward(nn.Module):
         self.up = nn.Linear(width, hidden_width, bias=bias)
         self.down: nn.Module = nn.Linear(hidden_width, width, bias=bias)
         self.activation = activation(activation_name)
+        self.routes = nn.ModuleDict()
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(hidden)) * self.up(hidden))

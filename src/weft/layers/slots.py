@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weft.core.attention_rule import AttentionRule
 from weft.core.cache import Cache
+from weft.core.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class BlockContext:
     modality: Tensor | None = None
     cache: Cache | None = None
     num_queries: int = 0
+    routing: Routing | None = None  # None: every token through the layers themselves
     query_scale: Tensor | None = None
 
 
