@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Places(NamedTuple):
-    """Flat indices into the [B * T] tokens: those of the text, the visual ones, and where each token stands in both together."""
+    """Flat indices into the [B * T] tokens: the text's, the visual ones, and where each token stands in both together."""
 
     text: Tensor
     visual: Tensor

@@ -41,14 +41,13 @@ class PreNormBlock(nn.Module):
         """
         rows = torch.arange(len(index), device=index.device)
         one = hidden[rows, index][:, None] + self.attention(self.attention_norm(hidden), context, index)
-        normed, routing = self.feed_forward_norm(one), context.routing
-        return one + (self.feed_forward(normed) if routing is None else routed_layer(self.feed_forward, normed, routing.of(index)))
+        routing = context.routing and context.routing.of(index)
+        return one + routed_layer(self.feed_forward, self.feed_forward_norm(one), routing)
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         hidden, memory = self.before_attention(hidden, memory, context)
         hidden = hidden + self.attention(self.attention_norm(hidden), context)
         hidden, memory = self.before_feed_forward(hidden, memory, context)
-        normed, routing = self.feed_forward_norm(hidden), context.routing
-        hidden = hidden + (self.feed_forward(normed) if routing is None else routed_layer(self.feed_forward, normed, routing))
+        hidden = hidden + routed_layer(self.feed_forward, self.feed_forward_norm(hidden), context.routing)
         hidden, memory = self.after_block(hidden, memory, context)
         return hidden, memory

@@ -35,8 +35,10 @@ def route(own: nn.Module, expert: nn.Module, routing: Routing, hidden: Tensor) -
     return mixed.index_select(0, back).view(*hidden.shape[:-1], -1)
 
 
-def routed_layer(layer: nn.Module, hidden: Tensor, routing: Routing) -> Tensor:
-    """A layer with its experts, where it has any."""
+def routed_layer(layer: nn.Module, hidden: Tensor, routing: Routing | None) -> Tensor:
+    """A layer with its experts, where it has any and the batch is routed."""
+    if routing is None:
+        return layer(hidden)
     routes = getattr(layer, "routes", None)
     return route(layer, routes[VISUAL], routing, hidden) if routes else layer(hidden)
 
