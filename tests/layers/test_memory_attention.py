@@ -100,6 +100,6 @@ def test_every_parameter_joins_where_nothing_is_seen():
 
 def test_blind_tokens_may_be_shown_everything():
     _, _, memory = setting("nearest before")
-    everything = memory.seeing_all()
+    everything = memory.seeing_all
     assert everything.sighted.all()
     assert torch.equal(everything.visible[memory.sighted], memory.visible[memory.sighted])

@@ -51,9 +51,9 @@ class TextSide(Movable):
     """One text of the batch.
 
     Shapes: everything [B, T]. `segment` 0 is padding. `targets[h][t]` is what head h must say at position t: the processor has
-    shifted already, and `IGNORE` marks no loss. `weights[h]` weighs each target's loss. `visible[stream]` [B, T, 2] is the first
-    and the last medium of a stream that a token sees through cross-attention, inclusive, numbered from 0 within the packed row in
-    the order of the text; first > last means none.
+    shifted already, and `IGNORE` marks no loss. `weights[h]` weighs each target's loss. `visible[stream]` [B, T, 2] is the
+    first and the last medium of a stream that a token sees through cross-attention, inclusive, numbered from 0 within the
+    packed row in the order of the text; first > last means none.
     """
 
     tokens: Tensor

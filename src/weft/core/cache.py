@@ -19,8 +19,8 @@ class Cache(Protocol):
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add one layer's keys and values [B, H, T, d] of the new tokens; returns those of all tokens."""
 
-    def append_memory(self, name: str, layer: int, new: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Add one layer's keys and values [B, H, N, d] of new features of a memory; returns those of all its features."""
+    def append_memory(self, name: str, layer: int, new: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Add one layer's keys and values [B, H, N, d] of new features of a memory; returns those of all, None for none."""
 
     def select(self, rows: Tensor | Sequence[int]) -> None:
         """Reorder, drop or repeat rows."""

@@ -19,6 +19,7 @@ from weft.core.cache import Cache
 from weft.core.errors import ConfigError
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
+from weft.core.memory import Visibility
 from weft.core.output import LossTerms, SystemOutput
 from weft.core.sequence import TokenSequence
 
@@ -230,6 +231,15 @@ class Fusion(nn.Module, ABC):
         def num_positions(self, num_tokens: int) -> int:
             """Positions that a medium of `num_tokens` tokens takes in the text."""
 
+        @property
+        def visibility(self) -> Visibility | None:
+            """Which media of a stream a token sees through cross-attention; None where media are tokens of the text."""
+            return None
+
+        def media_width(self, language_width: int) -> int:
+            """The width of the media tokens that it takes: the language model's."""
+            return language_width
+
     config: Any
 
     @abstractmethod
@@ -255,6 +265,10 @@ class System(nn.Module, ABC):
         @abstractmethod
         def layout(self, stream: str) -> MediaLayout:
             """The feature grid of one medium of a stream."""
+
+        def visibility(self, stream: str) -> Visibility | None:
+            """Which media of a stream a token sees through cross-attention; None where media are tokens of the text."""
+            return None
 
         @property
         @abstractmethod

@@ -13,16 +13,16 @@ from weft.core.attention_rule import AttentionRule
 
 Visibility = Literal["preceding", "preceding_in_document", "all_preceding", "next", "run"]
 """Which media a token sees: the nearest one at or before it (Flamingo), that one until its document ends (IDEFICS), all at or
-before it, the nearest one at or behind it (Flamingo's other half of the training documents), or the nearest run of adjacent ones
-(Llama 3.2)."""
+before it, the nearest one at or behind it (the other half of Flamingo's training documents), or the nearest run of adjacent
+ones (Llama 3.2)."""
 
 
 class View(NamedTuple):
     """One call of attention: runs of tokens that see the same features, side by side.
 
-    Shapes: `queries` [R, Q] indices into the flattened B*T tokens and `keys` [R, K] into the flattened B*M features, both padded
-    with -1; `place` [B*T] where each token stands among the R*Q, one past the end where it sees nothing. None: the rows are the
-    runs, as they are. `rule` is that of the R runs.
+    Shapes: `queries` [R, Q] indices into the flattened B*T tokens and `keys` [R, K] into the flattened B*M features, both
+    padded with -1; `place` [B*T] where each token stands among the R*Q, one past the end where it sees nothing. None: the rows
+    are the runs, as they are. `rule` is that of the R runs.
     """
 
     rule: AttentionRule
@@ -36,9 +36,9 @@ class Memory:
     """Features beside the text of each row.
 
     Shapes: `values` [B, N, C]; `item` [B, M] the item of each feature, numbered within the packed row, -1 where there is no
-    feature; `visible` [B, T, 2] the first and the last item that a token sees, inclusive, first > last: none; `place` [B, M] the
-    index of the token at which an item stands, None where the memory has no places. N is M, or fewer where a cache already holds
-    the keys and values of the first M - N features.
+    feature; `visible` [B, T, 2] the first and the last item that a token sees, inclusive, first > last: none; `place` [B, M]
+    the index of the token at which a feature's item stands, None where items stand nowhere in the text. N is M, or fewer where
+    a cache already holds the keys and values of the first M - N features.
     """
 
     values: Tensor
@@ -74,13 +74,14 @@ class Memory:
         place[flat[flat >= 0]] = (flat >= 0).nonzero().squeeze(-1)
         return View(_rule(filled, queries.shape[1]), queries, keys, place)
 
-    @property
+    @cached_property
     def sighted(self) -> Tensor:
         """[B, T] bool: the tokens that see something."""
-        first, last = self.visible[..., :1], self.visible[..., 1:]
-        item = self.item[:, None]
-        return ((item >= first) & (item <= last) & (item >= 0)).any(-1)
+        highest = self.item.amax(1, keepdim=True) if self.item.shape[1] else self.item.new_full((len(self.item), 1), -1)
+        first, last = self.visible.unbind(-1)
+        return (first <= last) & (first <= highest) & (last >= 0)  # a row's items are numbered from 0 without gaps
 
+    @cached_property
     def seeing_all(self) -> Memory:
         """The same with the tokens that see nothing looking at everything in their row."""
         everything = torch.tensor([0, torch.iinfo(self.visible.dtype).max], device=self.visible.device)

@@ -45,6 +45,8 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
         start = written = 0
         for number, sample in enumerate(row, start=1):
             text.write(r, start, number, sample.tokens, sample.targets, sample.modality, causal=decoder is None)
+            for stream, visible in sample.visible.items():
+                text.show(r, start, stream, visible, media[stream].num_in_row(r) if stream in media else 0)
             if decoder is not None and sample.decoder is not None:
                 decoder.write(r, written, number, sample.decoder.tokens, sample.decoder.targets)
             for stream, items in sample.media.items():
@@ -72,6 +74,7 @@ class _Text:
             np.zeros((num_rows, width), dtype=np.int64) for _ in range(5)
         )
         self.targets = np.full((num_rows, width), IGNORE, dtype=np.int64)
+        self.visible: dict[str, np.ndarray] = {}
 
     def write(
         self,
@@ -91,9 +94,17 @@ class _Text:
         self.order[row, here] = self.positions[row, here] if causal else 0
         self.segment[row, here] = segment
 
+    def show(self, row: int, start: int, stream: str, visible: np.ndarray, num_before: int) -> None:
+        """Which media of a stream a sample's tokens see, behind `num_before` media of earlier samples of the row."""
+        if stream not in self.visible:
+            self.visible[stream] = np.broadcast_to(np.array((0, -1)), (*self.tokens.shape, 2)).copy()
+        sees = visible[:, :1] <= visible[:, 1:]
+        self.visible[stream][row, start : start + len(visible)] = visible + num_before * sees
+
     def side(self) -> TextSide:
         arrays = (self.tokens, self.order, self.segment, self.positions, self.modality)
-        return TextSide(*map(torch.from_numpy, arrays), targets={"text": torch.from_numpy(self.targets)})
+        visible = {stream: torch.from_numpy(array) for stream, array in self.visible.items()}
+        return TextSide(*map(torch.from_numpy, arrays), targets={"text": torch.from_numpy(self.targets)}, visible=visible)
 
 
 class _Stream:
@@ -117,6 +128,10 @@ class _Stream:
             self.items.append(item)
             self.item_sample.append(sample)
             self.item_place.append(place)
+
+    def num_in_row(self, row: int) -> int:
+        """Media that the text of a row shows so far."""
+        return sum(offset == 0 and shown == row for _, offset, shown, _, _ in self.spans)
 
     def batch(self) -> MediaBatch:
         transform = self.items[0].transform

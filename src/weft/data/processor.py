@@ -20,6 +20,7 @@ from weft.data.media_transform import MediaTransform, OpenedMedium
 from weft.data.rendering import Rendering, caption, render
 from weft.data.templates import template
 from weft.data.tokenizers import Tokenizer
+from weft.data.visibility import visible_media
 
 
 class Processor:
@@ -99,7 +100,21 @@ class Processor:
             source=conversation.source,
             group=str(conversation.meta.get("group", "")),
             text=written.text,
+            visible=self._visible(conversation, written, row, length),
         )
+
+    def _visible(self, conversation: Conversation, written: Rendering, row: _Row, length: int) -> dict[str, np.ndarray]:
+        """By stream that is reached through cross-attention, what each token sees. A conversation may have its own rule, as the
+        interleaved documents of Flamingo's training do: `meta["visibility"]`."""
+        visible = {}
+        ends = (row.tokens == self.tokenizer.end_id).nonzero()[0]
+        for stream in self.config.transforms:
+            rule = self.system.visibility(stream)
+            if rule is not None:
+                places = [place for (place, _), (_, _, m) in zip(row.places, written.media, strict=True) if m.stream == stream]
+                rule = conversation.meta.get("visibility", rule)
+                visible[stream] = visible_media(rule, places, len(row.tokens), ends)[:length]
+        return visible
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ids, special tokens left out except those of boxes."""

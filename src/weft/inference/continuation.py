@@ -22,6 +22,9 @@ def with_tokens(batch: MultimodalBatch, tokens: Sequence[int]) -> MultimodalBatc
         segment=torch.cat((text.segment, text.segment[:, -1:].expand_as(new)), 1),
         positions=torch.cat((text.positions, text.positions[:, -1:] + count), 1),
         modality=torch.cat((text.modality, torch.zeros_like(new)), 1),
+        visible={
+            stream: torch.cat((sees, sees[:, -1:].expand(-1, new.shape[1], -1)), 1) for stream, sees in text.visible.items()
+        },
     )
     return replace(batch, main=side)
 
@@ -47,15 +50,37 @@ def shared_prefix(stored: MultimodalBatch, wanted: MultimodalBatch) -> int:
     same = torch.ones(length, dtype=torch.bool, device=ours.tokens.device)
     for name in ("tokens", "order", "segment", "positions", "modality"):
         same &= getattr(ours, name)[0, :length] == getattr(theirs, name)[0, :length]
+    for stream in ours.visible.keys() | theirs.visible.keys():
+        same &= _visible_alike(ours.visible.get(stream), theirs.visible.get(stream), length)
     limit = int(same.long().cumprod(0).sum())
     for stream in stored.media.keys() | wanted.media.keys():
         limit = min(limit, _first_difference(stored.media.get(stream), wanted.media.get(stream)))
     highest = theirs.order[0].cummax(0).values
     lowest = theirs.order[0].flip(0).cummin(0).values.flip(0)
     for cut in range(limit, 0, -1):
-        if bool(highest[cut - 1] < lowest[cut]) and not any(_across(items.spans, cut) for items in wanted.media.values()):
+        within = not any(_across(items.spans, cut) for items in wanted.media.values())
+        if bool(highest[cut - 1] < lowest[cut]) and within and not _sees_behind(wanted, cut):
             return cut
     return 0
+
+
+def _visible_alike(ours: Tensor | None, theirs: Tensor | None, length: int) -> Tensor:
+    """[length] bool: the tokens of one row that see the same media; nothing told is nothing seen."""
+    if ours is None or theirs is None:
+        told = ours if theirs is None else theirs
+        assert told is not None
+        return told[0, :length, 0] > told[0, :length, 1]
+    return (ours[0, :length] == theirs[0, :length]).all(-1)
+
+
+def _sees_behind(batch: MultimodalBatch, cut: int) -> bool:
+    """Whether a token before the cut sees a medium that stands behind it."""
+    for stream, visible in batch.main.visible.items():
+        sees = visible[0, :cut][visible[0, :cut, 0] <= visible[0, :cut, 1]]
+        spans = batch.media[stream].spans if stream in batch.media else visible.new_zeros(0, 5)
+        if len(sees) and int(sees[:, 1].max()) >= int(((spans[:, 3] < cut) & (spans[:, 1] == 0)).sum()):
+            return True
+    return False
 
 
 def _across(spans: Tensor, cut: int) -> bool:
@@ -96,6 +121,7 @@ def _part(batch: MultimodalBatch, part: slice) -> MultimodalBatch:
         modality=text.modality[:, part],
         targets={head: targets[:, part] for head, targets in text.targets.items()},
         weights={head: weights[:, part] for head, weights in text.weights.items()},
+        visible={stream: sees[:, part] for stream, sees in text.visible.items()},
     )
     media = {stream: _media_part(items, part) for stream, items in batch.media.items()}
     return replace(batch, main=side, media={stream: items for stream, items in media.items() if items is not None})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Decoding:
         self._next: Tensor | None = None  # [3, B, 1]: order, segment, position of the token to come
         self._step: Tensor | None = None
         self._modality: Tensor | None = None
+        self._visible: dict[str, Tensor] = {}  # [B, 1, 2] by stream: the media that the token to come sees
+        self._memory: dict[str, Any] = {}
 
     @torch.inference_mode()
     def prefill(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> Tensor:
@@ -67,6 +69,7 @@ class Decoding:
             )
         sequence = behind_cache(self.system, batch, self.cache, media)
         hidden = self.system.language_model.last_hidden(sequence, last, self.cache)
+        self._visible = {stream: sees[row, last][:, None] for stream, sees in text.visible.items()}  # it goes on seeing these
         self._start(torch.stack((text.order[row, last] + 1, text.segment[row, last], text.positions[row, last] + 1))[..., None])
         return self.system.language_model.head(hidden)
 
@@ -76,7 +79,7 @@ class Decoding:
         assert self._next is not None and self._step is not None and self._modality is not None
         model = self.system.language_model
         rule = self.cache.advance(self._next)
-        sequence = TokenSequence(model.embed(tokens[:, None]), self._next[2], rule, self._modality)
+        sequence = TokenSequence(model.embed(tokens[:, None]), self._next[2], rule, self._modality, self._memory)
         hidden, _ = model(sequence, self.cache)
         self._next = self._next + self._step
         return model.head(hidden[:, -1])
@@ -86,6 +89,7 @@ class Decoding:
         """Go on with some of the live rows, by their place among them; the others stop costing anything."""
         assert self._next is not None
         self.cache.select(places)
+        self._visible = {stream: sees[list(places)] for stream, sees in self._visible.items()}
         self.rows = [self.rows[place] for place in places]
         self._start(self._next[:, list(places)], self.rows)
 
@@ -93,6 +97,7 @@ class Decoding:
         self._next = following
         self._step = torch.tensor([1, 0, 1], device=following.device, dtype=following.dtype)[:, None, None]
         self._modality = torch.zeros_like(following[0])
+        self._memory = self.cache.memory(self._visible)
         self.rows = list(range(following.shape[1])) if rows is None else rows
 
 
@@ -114,7 +119,8 @@ def behind_cache(
     if first and not cache.window and right_padded_causal(text):
         # Exact for every real token: a causal query never reaches the padding behind it. What padding computes is never read.
         rule = rule.assume(pattern="causal", everyone_sees=True)
-    return replace(system.sequence(batch, media), rule=rule)
+    sequence = system.sequence(batch, media)
+    return replace(sequence, rule=rule, memory=cache.extend_memory(sequence.memory))
 
 
 def right_padded_causal(text: TextSide) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from weft.core.errors import ConfigError, MediaTokenMismatch
 from weft.core.interfaces import Fusion, InputProjector, LanguageModel, ModalityEncoder, System
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
+from weft.core.memory import Visibility
 from weft.core.output import SystemOutput
 from weft.core.sequence import TokenSequence
 
@@ -41,14 +43,14 @@ class Stream(nn.Module):
         self.projector = projector
 
 
-class MultimodalLM(System):
+class MultimodalSystem(System, ABC):
     """Encoders and projectors by stream, a language model, and the fusions that join them.
 
-    Shapes: batch of text [B, T] and media -> hidden [B, T, D]; head "text" gives [.., V].
+    Shapes: batch of text [B, T] and media -> hidden [B, T, D] of the text that is written; head "text" gives [.., V].
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(System.Config):
+    class Config(System.Config, ABC):
         language_model: LanguageModel.Config
         streams: Mapping[str, Stream.Config] = field(default_factory=dict)
         fusions: tuple[Fusion.Config, ...] = ()
@@ -60,14 +62,19 @@ class MultimodalLM(System):
                     f"each stream is read by exactly one fusion: streams {sorted(self.streams)}, read {sorted(read)}"
                 )
 
-        def build(self) -> MultimodalLM:
-            return MultimodalLM(self)
-
         def num_positions(self, stream: str, layout: MediaLayout | None = None) -> int:
+            fusion = self.reader(stream)
+            layout = self.layout(stream) if layout is None else layout
+            return fusion.num_positions(self.streams[stream].projector.num_tokens(layout))
+
+        def visibility(self, stream: str) -> Visibility | None:
+            return next((fusion.visibility for fusion in self.fusions if stream in fusion.streams), None)
+
+        def reader(self, stream: str) -> Fusion.Config:
+            """The fusion that reads a stream."""
             for fusion in self.fusions:
                 if stream in fusion.streams:
-                    layout = self.layout(stream) if layout is None else layout
-                    return fusion.num_positions(self.streams[stream].projector.num_tokens(layout))
+                    return fusion
             raise ConfigError(f"no stream {stream!r}; this system has {sorted(self.streams)}")
 
         def layout(self, stream: str) -> MediaLayout:
@@ -89,10 +96,21 @@ class MultimodalLM(System):
         self.config: Any = config
         self.language_model = config.language_model.build()
         width = config.language_model.output_width
-        self.streams = nn.ModuleDict({name: stream.build(width) for name, stream in config.streams.items()})
+        self.streams = nn.ModuleDict(
+            {name: stream.build(config.reader(name).media_width(width)) for name, stream in config.streams.items()}
+        )
         self.fusions = nn.ModuleList(fusion.build() for fusion in config.fusions)
         for fusion in self.fusions:
-            cast(Fusion, fusion).install(self.language_model)
+            cast(Fusion, fusion).install(self.reading_half)
+
+    @property
+    @abstractmethod
+    def reading_half(self) -> LanguageModel:
+        """What media and the main text go into: the language model, or its encoder."""
+
+    @abstractmethod
+    def sequence(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> TokenSequence:
+        """The embedded batch with every fusion applied: what the language model reads."""
 
     def stream(self, name: str) -> Stream:
         """The encoder and projector of a stream."""
@@ -124,12 +142,13 @@ class MultimodalLM(System):
             tokens[name] = replace(emitted, spans=media.spans)
         return tokens
 
-    def sequence(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> TokenSequence:
-        """The embedded batch with every fusion applied: what the language model reads."""
+    def fused(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> TokenSequence:
+        """The main text, embedded, with every fusion applied."""
         features = self.encode(batch) if media is None else media
         tokens = self.project(batch, features)
         text = batch.main
-        sequence = TokenSequence(self.language_model.embed(text.tokens), text.positions, text.rule(), text.modality)
+        embeddings = self.reading_half.embed(text.tokens)
+        sequence = TokenSequence(embeddings, text.positions, text.rule(), text.modality, visible=text.visible)
         for fusion in self.fusions:
             sequence = cast(Fusion, fusion).fuse(sequence, tokens)
         return sequence
@@ -137,3 +156,22 @@ class MultimodalLM(System):
     def forward(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> SystemOutput:
         hidden, _ = self.language_model(self.sequence(batch, media))
         return SystemOutput(hidden=hidden, heads={"text": self.language_model.head})
+
+
+class MultimodalLM(MultimodalSystem):
+    """A language model that reads and writes one text, and media in it.
+
+    Shapes: batch of text [B, T] and media -> hidden [B, T, D]; head "text" gives [.., V].
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MultimodalSystem.Config):
+        def build(self) -> MultimodalLM:
+            return MultimodalLM(self)
+
+    @property
+    def reading_half(self) -> LanguageModel:
+        return self.language_model
+
+    def sequence(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> TokenSequence:
+        return self.fused(batch, media)
