@@ -1,6 +1,7 @@
-"""Llama, Vicuna, Qwen2 and Qwen3 in `transformers` layout.
+"""Llama, Vicuna, DeepSeek-LLM, Mistral, Qwen2 and Qwen3 in `transformers` layout.
 
-Source: the `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM` files of `transformers` 4.x and 5.x.
+Source: the `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM` files of `transformers` 4.x
+and 5.x.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat
 from weft.checkpoints.key_map import KeyMap
+from weft.checkpoints.rotary_config import read_rotary, write_rotary
 from weft.core.errors import CheckpointError
 from weft.language_models.decoder import Decoder
-from weft.layers.rotary import Llama3Scaling
+from weft.layers.rotary import DynamicScaling, LinearScaling, Llama3Scaling
 
 _LAYER = {
     "self_attn.q_proj": "attention.query",
@@ -46,10 +48,19 @@ _QWEN = {"vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embed
 # What `transformers` takes for a field that its config.json leaves out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048},
+    "mistral": {
+        "vocab_size": 32_000, "intermediate_size": 14_336, "max_position_embeddings": 131_072, "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
+}  # fmt: skip
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def read_config(config: Mapping[str, Any], where: str = "config.json") -> Decoder.Config:
@@ -72,7 +83,9 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> Decode
     }
     if unfit := [f"{name}={c.get(name)!r}" for name, fits in wanted.items() if not fits]:
         raise CheckpointError(f"{where} asks for {', '.join(unfit)}, which Weft's decoder does not have")
-    theta, scaling = _read_rope(c, where)
+    theta, scaling = read_rotary(c, where)
+    # FastChat's long Vicunas state the stretched length beside the original one
+    stretched = c.get("max_sequence_length", 0) if isinstance(scaling, LinearScaling) else 0
     head_width = c.get("head_dim") or c["hidden_size"] // heads
     return Decoder.Config(
         vocabulary=c["vocab_size"],
@@ -82,9 +95,10 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> Decode
         num_key_value_heads=c.get("num_key_value_heads") or heads,
         head_width=None if head_width * heads == c["hidden_size"] else head_width,
         feed_forward_width=c["intermediate_size"],
-        context=c["max_position_embeddings"],
+        context=max(c["max_position_embeddings"], stretched),
         rope_theta=theta,
         rope_scaling=scaling,
+        window=c["sliding_window"] if kind == "mistral" else None,
         norm_eps=c["rms_norm_eps"],
         attention_bias=kind == "qwen2",
         head_norm=kind == "qwen3",
@@ -95,23 +109,17 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> Decode
 def write_config(config: Decoder.Config) -> dict[str, Any]:
     """The `transformers` config of a decoder, in the spelling that 4.x and 5.x read.
 
-    Raises: CheckpointError for a decoder that none of the three architectures can express.
+    Raises: CheckpointError for a decoder that none of the four architectures can express.
     """
     c = config
-    if c.head_norm and c.attention_bias:
+    traits = {"qwen3": c.head_norm, "qwen2": c.attention_bias, "mistral": c.window is not None}
+    kinds = [kind for kind, has in traits.items() if has] or ["llama"]
+    if len(kinds) > 1:
         raise CheckpointError(
-            "a decoder with head norms and attention biases is neither Llama, Qwen2 nor Qwen3; cannot be written"
+            "head norms belong to Qwen3, attention biases to Qwen2 and a window to Mistral; a decoder with traits of "
+            f"{' and '.join(kinds)} cannot be written"
         )
-    kind = "qwen3" if c.head_norm else "qwen2" if c.attention_bias else "llama"
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if c.rope_scaling is not None:
-        rope = {
-            "rope_type": "llama3",
-            "factor": c.rope_scaling.factor,
-            "low_freq_factor": c.rope_scaling.low_frequency_factor,
-            "high_freq_factor": c.rope_scaling.high_frequency_factor,
-            "original_max_position_embeddings": c.rope_scaling.original_context,
-        }
+    kind, rope = kinds[0], write_rotary(c)
     return {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
@@ -125,29 +133,13 @@ def write_config(config: Decoder.Config) -> dict[str, Any]:
         "max_position_embeddings": c.context,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
-        "rope_scaling": None if c.rope_scaling is None else rope,
+        "rope_scaling": None if c.rope_scaling is None else {**rope, "type": rope["rope_type"]},
         "rope_parameters": {"rope_theta": c.rope_theta, **rope},
         "hidden_act": "silu",
         "attention_bias": c.attention_bias,
         "tie_word_embeddings": c.tied_head,
+        **({"sliding_window": c.window} if kind == "mistral" else {}),
     }
-
-
-def _read_rope(config: Mapping[str, Any], where: str) -> tuple[float, Llama3Scaling | None]:
-    """`rope_theta` and `rope_scaling` of 4.x, or `rope_parameters` of 5.x."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    theta = float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise CheckpointError(f"{where} asks for rotary scaling {kind!r}; Weft has 'default' and 'llama3'")
-    return theta, Llama3Scaling(
-        factor=float(rope["factor"]),
-        low_frequency_factor=float(rope["low_freq_factor"]),
-        high_frequency_factor=float(rope["high_freq_factor"]),
-        original_context=int(rope["original_max_position_embeddings"]),
-    )
 
 
 def _tiny() -> tuple[Decoder.Config, ...]:
@@ -155,6 +147,9 @@ def _tiny() -> tuple[Decoder.Config, ...]:
     return (
         tiny,
         replace(tiny, rope_scaling=Llama3Scaling(original_context=64), tied_head=True),
+        replace(tiny, rope_scaling=LinearScaling()),
+        replace(tiny, rope_scaling=DynamicScaling(original_context=256)),
+        replace(tiny, window=8),
         replace(tiny, attention_bias=True),
         replace(tiny, head_norm=True, head_width=32),
     )
