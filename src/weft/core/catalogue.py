@@ -45,14 +45,14 @@ def _found(room: str) -> tuple[tuple[str, type[nn.Module]], ...]:
     for module_info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(module_info.name)
         for cls in vars(module).values():
-            defined_here = inspect.isclass(cls) and cls.__module__ == module.__name__
+            defined_here = inspect.isclass(cls) and cls.__module__ == module.__name__ and not cls.__name__.startswith("_")
             if defined_here and issubclass(cls, INTERFACES[room]) and not inspect.isabstract(cls):
                 found[snake_case(cls.__name__)] = cls
     return tuple(sorted(found.items()))
 
 
 def parts(room: str) -> dict[str, type[nn.Module]]:
-    """The parts of a room by name: every concrete class that a module of `weft.<room>` defines, sorted.
+    """The parts of a room by name: every concrete public class that a module of `weft.<room>` defines, sorted.
 
     A new part joins by existing. Raises: ConfigError for a room without an interface.
     """
