@@ -19,7 +19,7 @@ from weft.core.media import MediaFeatures
 from weft.core.sequence import TokenSequence
 from weft.inference.cache import KeyValueCache
 from weft.inference.sampling import Sampler, Sampling
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalSystem
 
 FinishReason = Literal["stop", "length"]
 
@@ -43,7 +43,7 @@ class Decoding:
     lengths share a batch with padding on the right.
     """
 
-    def __init__(self, system: MultimodalLM, cache: KeyValueCache | None = None, capacity: int = 256) -> None:
+    def __init__(self, system: MultimodalSystem, cache: KeyValueCache | None = None, capacity: int = 256) -> None:
         self.system = system
         self.cache = cache or KeyValueCache.of(system.language_model, capacity)
         self.rows: list[int] = []  # the live rows, by their number in the batch
@@ -57,7 +57,7 @@ class Decoding:
     @torch.inference_mode()
     def prefill(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> Tensor:
         """Read the prompt, or what follows the tokens already in the cache. Returns the logits of the next token, [B, V]."""
-        text = batch.main
+        text = batch.written
         last = last_real_token(text)
         row = torch.arange(len(last), device=last.device)
         context = self.system.language_model.config.context
@@ -102,7 +102,7 @@ class Decoding:
 
 
 def read(
-    system: MultimodalLM, batch: MultimodalBatch, cache: KeyValueCache, media: Mapping[str, MediaFeatures] | None = None
+    system: MultimodalSystem, batch: MultimodalBatch, cache: KeyValueCache, media: Mapping[str, MediaFeatures] | None = None
 ) -> Tensor:
     """Run a batch behind what the cache holds and store it there. Returns the hidden states, [B, T, D]."""
     hidden, _ = system.language_model(behind_cache(system, batch, cache, media), cache)
@@ -110,10 +110,10 @@ def read(
 
 
 def behind_cache(
-    system: MultimodalLM, batch: MultimodalBatch, cache: KeyValueCache, media: Mapping[str, MediaFeatures] | None = None
+    system: MultimodalSystem, batch: MultimodalBatch, cache: KeyValueCache, media: Mapping[str, MediaFeatures] | None = None
 ) -> TokenSequence:
     """The embedded batch under its rule against all keys, with room made for it in the cache."""
-    text = batch.main
+    text = batch.written
     first = cache.length == 0
     rule = cache.extend(text.rule().queries)
     if first and not cache.window and right_padded_causal(text):
