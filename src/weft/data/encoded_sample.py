@@ -41,8 +41,8 @@ class EncodedSample:
     """One conversation, encoded.
 
     Shapes: `tokens`, `targets`, `modality` [T] int64; `targets[t]` is what the model says at t, -100 where there is no loss;
-    `modality` is 1 where a medium stands; `visible[stream]` [T, 2] the first and the last medium of the sample that a token sees
-    through cross-attention. `text` is the conversation as it was rendered, with one marker per medium.
+    `modality` is 1 where a medium stands; `visible[stream]` [T, 2] the first and the last medium of the sample that a token
+    sees through cross-attention. `text` is the conversation as it was rendered, with one marker per medium.
     For an encoder-decoder these are what its encoder reads, and `decoder` is what it writes.
     """
 

@@ -61,9 +61,9 @@ class GatedSwiGLU(BlockForm):
     """The language model's own kind of block: RMS norms, also of each head's queries and keys, and a SwiGLU feed-forward.
 
     Sizes that are None are the language model's. `gates`: one number for a branch, or one for each channel. With
-    `blind_feed_forward` False the feed-forward leaves out the tokens that see no medium, and a text without media is not changed
-    at all; `reference` then says what the attention of such tokens is beside a medium in their row: nothing, as in the code that
-    Meta released and trained with, or, as in `transformers`, attention to everything in the row.
+    `blind_feed_forward` False the feed-forward leaves out the tokens that see no medium, and a text without media is not
+    changed at all. `reference` says what attention gives such a token where its row has media: nothing, as in the code that
+    Meta released ("meta"), or what it finds in all of them, as in `transformers` ("hf").
     Source: IDEFICS, arXiv:2306.16527; Llama 3.2 Vision, arXiv:2407.21783.
     """
 
@@ -169,8 +169,8 @@ class CrossAttention(Fusion):
         if visible is None:
             if stream in media:
                 raise MediaTokenMismatch(
-                    f"stream {stream!r}: the batch has media and does not say which token sees which; build processor and system "
-                    "from one config"
+                    f"stream {stream!r}: the batch has media and does not say which token sees which; build processor and "
+                    "system from one config"
                 )
             return sequence
         memory = beside(media[stream], visible) if stream in media else nothing_beside(visible, sequence.embeddings)

@@ -72,13 +72,17 @@ def map_of_row(
 
     Raises: AttentionError as `attention_map` does.
     """
+    if system.config.visibility(stream) is not None:
+        raise AttentionError(
+            f"stream {stream!r} stands beside the text and not in it; a map needs media that are tokens of the text"
+        )
     spans = _spans(batch, medium, stream)
     sequence = system.sequence(batch)
     model = system.language_model
     index = torch.tensor(list(queries), device=spans.device)
-    fast = model.head(model(sequence)[0][0, index])
+    fast = system.head(model(sequence)[0][0, index])
     with record_attention() as maps:
-        dense = model.head(model(sequence)[0][0, index])
+        dense = system.head(model(sequence)[0][0, index])
     difference = float((fast.float() - dense.float()).abs().amax())
     allowed = TOLERANCE * max(1.0, float(dense.abs().amax()))
     if not difference <= allowed:

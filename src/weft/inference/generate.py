@@ -16,6 +16,7 @@ from torch import Tensor
 from weft.core.batch import MultimodalBatch, TextSide
 from weft.core.errors import AttentionError, ContextTooShort
 from weft.core.media import MediaFeatures
+from weft.core.memory import Memory
 from weft.core.sequence import TokenSequence
 from weft.inference.cache import KeyValueCache
 from weft.inference.sampling import Sampler, Sampling
@@ -51,7 +52,7 @@ class Decoding:
         self._next: Tensor | None = None  # [3, B, 1]: order, segment, position of the token to come
         self._step: Tensor | None = None
         self._modality: Tensor | None = None
-        self._visible: dict[str, Tensor] = {}  # [B, 1, 2] by stream: the media that the token to come sees
+        self._visible: dict[str, Tensor] = {}  # [B, 1, 2] by memory: the items that the token to come sees
         self._memory: dict[str, Any] = {}
 
     @torch.inference_mode()
@@ -69,9 +70,10 @@ class Decoding:
             )
         sequence = behind_cache(self.system, batch, self.cache, media)
         hidden = self.system.language_model.last_hidden(sequence, last, self.cache)
-        self._visible = {stream: sees[row, last][:, None] for stream, sees in text.visible.items()}  # it goes on seeing these
+        memories = {name: part for name, part in sequence.memory.items() if isinstance(part, Memory)}
+        self._visible = {name: part.visible[row, last][:, None] for name, part in memories.items()}  # it goes on seeing these
         self._start(torch.stack((text.order[row, last] + 1, text.segment[row, last], text.positions[row, last] + 1))[..., None])
-        return self.system.language_model.head(hidden)
+        return self.system.head(hidden)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -79,10 +81,10 @@ class Decoding:
         assert self._next is not None and self._step is not None and self._modality is not None
         model = self.system.language_model
         rule = self.cache.advance(self._next)
-        sequence = TokenSequence(model.embed(tokens[:, None]), self._next[2], rule, self._modality, self._memory)
+        sequence = TokenSequence(self.system.embed(tokens[:, None]), self._next[2], rule, self._modality, self._memory)
         hidden, _ = model(sequence, self.cache)
         self._next = self._next + self._step
-        return model.head(hidden[:, -1])
+        return self.system.head(hidden[:, -1])
 
     @torch.inference_mode()
     def keep(self, places: Sequence[int]) -> None:

@@ -67,7 +67,7 @@ def _score(
         rest = torch.cat((hidden.expand(len(rest), -1, -1), rest), 1)
     targets = batch.main.targets["text"]
     counted = targets != IGNORE
-    logits = system.language_model.head(rest[counted]).float()
+    logits = system.head(rest[counted]).float()
     likelihood = logits.log_softmax(-1).gather(-1, targets[counted][:, None]).squeeze(-1)
     row = counted.nonzero()[:, 0]
     sums = torch.zeros(len(targets), dtype=torch.float64, device=targets.device).index_add_(0, row, likelihood.double())

@@ -14,9 +14,9 @@ from weft.layers.slots import BlockContext
 class GatedCrossAttention(nn.Module):
     """A slot: x + tanh(gate) * attention(norm(x), media), then x + tanh(gate) * feed_forward(norm(x)).
 
-    Both gates start at zero, so that the language model at first is what it was. Attention adds exactly nothing to a token that
-    sees no medium. The feed-forward acts on every token, or with `blind_feed_forward` False on none that sees nothing; where the
-    text has no media at all it then does nothing. `blind_attention` lets tokens that see no medium look at all of their row.
+    Both gates start at zero, so that the language model at first is what it was. Attention adds exactly nothing to a token
+    that sees no medium; `blind_attention` lets such a token look at all media of its row instead. The feed-forward acts on
+    every token, or with `blind_feed_forward` False on those that see a medium.
 
     Shapes: hidden [B, T, D]; `memory[attention.memory_name]` is a `weft.core.memory.Memory`, absent where there are no media;
     gates [1], or [D] with `gate_per_channel`.
@@ -46,6 +46,8 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         media = memory.get(self.attention.memory_name)
+        if media is None and not self.blind_feed_forward and not torch.is_grad_enabled():
+            return hidden, memory
         normed = self.attention_norm(hidden)
         if media is None:
             seen = self.attention.unseen(normed)
@@ -55,5 +57,5 @@ class GatedCrossAttention(nn.Module):
         hidden = hidden + torch.tanh(self.attention_gate) * seen
         fed = self.feed_forward(self.feed_forward_norm(hidden))
         if not self.blind_feed_forward:
-            fed = fed * media.sighted[..., None].to(fed.dtype) if media is not None else 0.0 * fed
+            fed = fed * media.sighted[..., None].to(fed) if media is not None else 0.0 * fed
         return hidden + torch.tanh(self.feed_forward_gate) * fed, memory

@@ -20,6 +20,7 @@ from weft.core.batch import TextSide
 from weft.core.errors import ConfigError
 from weft.core.interfaces import System
 from weft.core.layout import MediaLayout
+from weft.core.memory import Memory
 from weft.core.sequence import TokenSequence
 from weft.layers.kernels import use_kernel
 from weft.systems.dual_encoder import DualEncoder
@@ -150,7 +151,8 @@ def run_on_meta(system: System, sample: SampleShape, dtype: torch.dtype) -> list
 
 @run_on_meta.register
 def _multimodal_lm(system: MultimodalLM, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
-    embeddings = [system.language_model.embed(torch.zeros(1, sample.text_tokens, dtype=torch.long, device="meta"))]
+    memory = {}
+    embeddings = [system.embed(torch.zeros(1, sample.text_tokens, dtype=torch.long, device="meta"))]
     for name, shape in sample.units.items():
         stream = system.stream(name)
         encoder = stream.encoder
@@ -159,13 +161,19 @@ def _multimodal_lm(system: MultimodalLM, sample: SampleShape, dtype: torch.dtype
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             features = encoder(*_units(shape, dtype), (layout,))
         tokens = stream.projector(features)
-        embeddings.append(tokens.values[None, : system.config.num_positions(name, layout)])
+        positions = system.config.num_positions(name, layout)
+        if system.config.visibility(name) is None:
+            embeddings.append(tokens.values[None, :positions])
+        else:
+            memory[name] = tokens.values[None]
+            embeddings.append(embeddings[0][:, :positions])  # a tag
     embedded = torch.cat(embeddings, 1)
     length = embedded.shape[1]
     positions = torch.zeros(1, length, dtype=torch.long, device="meta")
     rule = AttentionRule.causal(1, length, "meta")
-    hidden, _ = system.language_model(TokenSequence(embedded, positions, rule, positions))
-    return [system.language_model.head(hidden[:, : sample.text_tokens])]
+    beside = {name: _seen_by_all(values, length) for name, values in memory.items()}
+    hidden, _ = system.language_model(TokenSequence(embedded, positions, rule, positions, beside))
+    return [system.head(hidden[:, : sample.text_tokens])]
 
 
 @run_on_meta.register
@@ -183,6 +191,12 @@ def _media_encoder(system: MediaEncoder, sample: SampleShape, dtype: torch.dtype
     units, unit_item = _units(sample.units[system.config.stream], dtype)
     features, convolved = system.hidden_features(units, unit_item, (system.config.encoder.layout(),), None)
     return [system.head(features.values), convolved]
+
+
+def _seen_by_all(values: Tensor, num_tokens: int) -> Memory:
+    """One medium beside one row, seen by every token. Shapes: values [1, M, C]."""
+    item, visible = torch.zeros(1, values.shape[1], dtype=torch.long), torch.zeros(1, num_tokens, 2, dtype=torch.long)
+    return Memory(values, item, visible)
 
 
 def _units(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weft.core import config
 from weft.core.batch import MultimodalBatch
@@ -19,6 +19,7 @@ from weft.core.media import MediaFeatures, MediaTokens
 from weft.core.memory import Visibility
 from weft.core.output import SystemOutput
 from weft.core.sequence import TokenSequence
+from weft.layers.added_tokens import AddedTokens
 
 
 class Stream(nn.Module):
@@ -112,6 +113,28 @@ class MultimodalSystem(System, ABC):
     def sequence(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> TokenSequence:
         """The embedded batch with every fusion applied: what the language model reads."""
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the language model reads of tokens. Shapes: [B, T] -> [B, T, D]."""
+        return self.language_model.embed(tokens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Shapes: hidden [.., D] -> logits [.., V]."""
+        return self.language_model.head(hidden)
+
+    def _absent(self, batch: MultimodalBatch) -> Iterator[Tensor]:
+        """For every trained stream that the batch does not show, zero: a blank medium through its parts, times zero.
+
+        So every rank enters every part in every step, whatever its batch holds.
+        """
+        for name, each in self.streams.items():
+            stream = cast(Stream, each)
+            if name in batch.media or not any(p.requires_grad for p in stream.parameters()):
+                continue
+            layout, like = stream.encoder.config.layout(), next(stream.parameters())
+            units = like.new_zeros(layout.num_units, *stream.encoder.config.unit_shape)
+            unit_item = torch.zeros(layout.num_units, dtype=torch.long, device=like.device)
+            yield 0.0 * stream.projector(_encoded(stream.encoder, units, unit_item, (layout,))).values.sum()
+
     def stream(self, name: str) -> Stream:
         """The encoder and projector of a stream."""
         if name not in self.streams:
@@ -121,10 +144,7 @@ class MultimodalSystem(System, ABC):
     def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
         features = {}
         for name, media in batch.media.items():
-            encoder = self.stream(name).encoder
-            trained = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
-            with torch.set_grad_enabled(trained):
-                features[name] = encoder(media.units, media.unit_item, media.layout)
+            features[name] = _encoded(self.stream(name).encoder, media.units, media.unit_item, media.layout)
         return features
 
     def project(self, batch: MultimodalBatch, features: Mapping[str, MediaFeatures]) -> dict[str, MediaTokens]:
@@ -147,7 +167,10 @@ class MultimodalSystem(System, ABC):
         features = self.encode(batch) if media is None else media
         tokens = self.project(batch, features)
         text = batch.main
-        embeddings = self.reading_half.embed(text.tokens)
+        embeddings = self.embed(text.tokens)
+        if torch.is_grad_enabled():
+            for zero in self._absent(batch):
+                embeddings = embeddings + zero
         sequence = TokenSequence(embeddings, text.positions, text.rule(), text.modality, visible=text.visible)
         for fusion in self.fusions:
             sequence = cast(Fusion, fusion).fuse(sequence, tokens)
@@ -155,7 +178,15 @@ class MultimodalSystem(System, ABC):
 
     def forward(self, batch: MultimodalBatch, media: Mapping[str, MediaFeatures] | None = None) -> SystemOutput:
         hidden, _ = self.language_model(self.sequence(batch, media))
-        return SystemOutput(hidden=hidden, heads={"text": self.language_model.head})
+        return SystemOutput(hidden=hidden, heads={"text": self.head})
+
+
+def _encoded(encoder: ModalityEncoder, units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ...]) -> MediaFeatures:
+    """An encoder's features; nothing is kept for a backward where nothing of it is trained."""
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
+    with torch.set_grad_enabled(trained):
+        features: MediaFeatures = encoder(units, unit_item, layout)
+    return features
 
 
 class MultimodalLM(MultimodalSystem):
@@ -166,8 +197,31 @@ class MultimodalLM(MultimodalSystem):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultimodalSystem.Config):
+        """`added_tokens` are ids behind the language model's vocabulary, with tables of their own."""
+
+        added_tokens: AddedTokens.Config | None = None
+
         def build(self) -> MultimodalLM:
             return MultimodalLM(self)
+
+        @property
+        def vocabulary(self) -> int:
+            return self.language_model.vocabulary + (self.added_tokens.num_inputs if self.added_tokens else 0)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.added_tokens: AddedTokens | None = None
+        if config.added_tokens is not None:
+            model = config.language_model
+            self.added_tokens = config.added_tokens.build(model.vocabulary, model.output_width)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        added, embed = self.added_tokens, self.language_model.embed
+        return embed(tokens) if added is None else added.embed(tokens, embed)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        added, head = self.added_tokens, self.language_model.head
+        return head(hidden) if added is None else added.head(hidden, head)
 
     @property
     def reading_half(self) -> LanguageModel:
