@@ -115,6 +115,42 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, line, message):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["features.tsv"], "nothing is left behind"
 
 
+STRAY = {
+    "a space": " ",
+    "an accent": "\u00e9",
+    "a url-safe letter": "-",
+    "a null byte": "\0",
+    "padding within": "=",
+    "a quote": '"',
+}
+
+
+@pytest.mark.parametrize("column", ["objects_id", "objects_conf", "attrs_id", "attrs_conf", "boxes", "features"])
+@pytest.mark.parametrize("stray", STRAY.values(), ids=STRAY)
+@pytest.mark.parametrize("place", [0, 9, None], ids=["in front", "within", "behind"])
+def test_a_stray_character_in_an_array_is_never_skipped(tmp_path, column, stray, place):
+    """Lenient decoders pass over what is not base64; every number behind it would then come from shifted bits."""
+    text = base64.b64encode(row("torn")[1][column].tobytes()).decode()
+    place = len(text) if place is None else place
+    torn = row("torn", **{column: text[:place] + stray + text[place:]})[0]
+    path = tsv(tmp_path, row("fine")[0], torn)
+    with pytest.raises(DataError, match=rf"features\.tsv, line 2: {'is no ASCII' if ord(stray) > 127 else column}"):
+        list(RegionTsv(path))
+
+
+def test_the_first_stray_character_is_named_with_its_place(tmp_path):
+    text = base64.b64encode(CORRECT["features"].tobytes()).decode()
+    path = tsv(tmp_path, row("fine")[0], row("torn", features=text[:7] + "*" + text[7:])[0])
+    with pytest.raises(DataError, match=r"features\.tsv, line 2: features is no base64: character 8 is '\*'"):
+        RegionTsv(path)["torn"]
+
+
+def test_windows_line_ends_are_no_stray_characters(tmp_path):
+    line, arrays = row()
+    (found,) = RegionTsv(tsv(tmp_path, line[:-1] + "\r\n"))
+    assert np.array_equal(found.features, arrays["features"])
+
+
 def test_no_file_and_an_empty_file_are_refused(tmp_path):
     with pytest.raises(DataError, match="no file of region features"):
         RegionTsv(tmp_path / "missing.tsv")

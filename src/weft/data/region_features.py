@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,11 +187,20 @@ class RegionTsv:
 
     def _array(self, fields: dict[str, str], name: str, kind: type, count: int, line: int) -> np.ndarray:
         """Shapes: [count, numbers of each box]; little-endian, as the published files are."""
+        text = fields[name]
         try:
-            values = base64.b64decode(fields[name], validate=True)
+            values = base64.b64decode(text, validate=True)
         except binascii.Error as error:
-            raise self._refused(line, f"{name} is no base64: {error}") from None
+            raise self._refused(line, f"{name} is no base64: {_first_stray(text) or error}") from None
+        if len(text) != 4 * -(-len(values) // 3):  # the decoder lets padding pass that nothing asks for
+            raise self._refused(line, f"{name} is no base64: it ends in more padding than its {len(values)} bytes take")
         dtype = np.dtype(kind).newbyteorder("<")
         if not values or len(values) % (count * dtype.itemsize):
             raise self._refused(line, f"{name} holds {len(values)} bytes, no multiple of {count} boxes of {np.dtype(kind)}")
         return np.frombuffer(values, dtype).astype(kind).reshape(count, -1)
+
+
+def _first_stray(text: str) -> str:
+    """Where a character stands that base64 has not; empty where each is one of its own."""
+    stray = re.search(r"[^A-Za-z0-9+/=]", text)
+    return f"character {stray.start() + 1} is {stray.group()!r}" if stray else ""
