@@ -107,12 +107,4 @@ def tiny() -> Recipe:
     data = {"align": desk_captions(), "instruct": desk_dialogues()}
     small = shrunk(llava_next(), systems, data, steps=20, image_size=encoder.image_size)
     align, instruct = small.stages
-    tiles = instruct.processor.transforms["image"]
-    assert isinstance(tiles, PictureTiles)
-    tiles = replace(tiles, view=replace(tiles.view, size=encoder.image_size))
-    instruct = replace(
-        instruct,
-        train=_all_that_is_read(encoder),
-        processor=replace(instruct.processor, transforms={"image": tiles}),
-    )
-    return replace(small, stages=(align, instruct))
+    return replace(small, stages=(align, replace(instruct, train=_all_that_is_read(encoder))))

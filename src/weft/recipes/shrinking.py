@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from weft.core.conversation import Text
 from weft.core.interfaces import System
@@ -11,6 +11,7 @@ from weft.data.boxes import FractionBoxes
 from weft.data.dataset import Dataset
 from weft.data.desk.dataset import DeskConversations
 from weft.data.images import ImageTransform
+from weft.data.media_transform import MediaTransform
 from weft.data.tokenizers import Tokenizer
 from weft.training.stage import Recipe, Stage
 
@@ -30,10 +31,7 @@ def shrunk(
     """
 
     def small(stage: Stage) -> Stage:
-        transforms = {
-            name: replace(t, size=image_size) if isinstance(t, ImageTransform) else t
-            for name, t in stage.processor.transforms.items()
-        }
+        transforms = {name: resized(transform, image_size) for name, transform in stage.processor.transforms.items()}
         return replace(
             stage,
             system=systems[stage.name],
@@ -50,6 +48,15 @@ def shrunk(
         )
 
     return replace(recipe, size="tiny", stages=tuple(small(stage) for stage in recipe.stages))
+
+
+def resized(transform: MediaTransform, image_size: int) -> MediaTransform:
+    """The transform for smaller pictures, also where it sees them through a view: tiles, frames, pictures with boxes."""
+    if isinstance(transform, ImageTransform):
+        return replace(transform, size=image_size)
+    parts = {field.name: getattr(transform, field.name) for field in fields(transform)}
+    views = {name: replace(part, size=image_size) for name, part in parts.items() if isinstance(part, ImageTransform)}
+    return replace(transform, **views)
 
 
 def desk_captions() -> DeskConversations.Config:
