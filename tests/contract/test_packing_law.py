@@ -1,12 +1,13 @@
-"""A packed row gives each sample the logits and the gradients that it has alone."""
+"""A packed row gives each sample the logits and the gradients that it has alone, in every language model that exists."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_training import Squares, processor, system, tokenizer
+from tiny_training import VOCABULARY, Squares, processor, system, tokenizer
 
 from weft.core.batch import IGNORE
+from weft.core.catalogue import parts
 from weft.data.collate import collate
 from weft.data.packing import pack
 from weft.layers.kernels import KERNELS, force_kernel
@@ -16,9 +17,14 @@ SAMPLES = (0, 1, 4, 2, 3, 9, 5)  # with and without a picture, answers of one to
 TOLERANCE = 1e-5  # fp32; the same sums over rows of other lengths
 
 
-def setting():
+LANGUAGE_MODELS = sorted(parts("language_models"))
+every_language_model = pytest.mark.parametrize("language_model", LANGUAGE_MODELS)
+
+
+def setting(language_model="decoder"):
     torch.manual_seed(0)
-    model = system().build()
+    tiny = replace(parts("language_models")[language_model].Config.tiny(), vocabulary=VOCABULARY)
+    model = replace(system(), language_model=tiny).build()
     encoder = processor().build(tokenizer(), system())
     dataset = Squares.Config().build()
     return model, [encoder.encode(dataset[i]) for i in SAMPLES]
@@ -35,10 +41,14 @@ def gradients_of(model, batch):
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.fixture(params=[96, 160, 1024], ids="rows of {} tokens".format)
+@pytest.fixture(
+    params=[("decoder", 96), ("decoder", 1024), *((name, 160) for name in LANGUAGE_MODELS)],
+    ids=lambda case: f"{case[0]}, rows of {case[1]} tokens",
+)
 def packed(request):
-    model, samples = setting()
-    rows = pack(samples, request.param)
+    language_model, length = request.param
+    model, samples = setting(language_model)
+    rows = pack(samples, length)
     assert any(len(row) > 1 for row in rows)
     return model, samples, collate(rows)
 
@@ -67,9 +77,10 @@ def test_packed_gradients_are_those_of_one_sample_a_row(packed):
         assert torch.allclose(packed_gradients[name], gradient, atol=TOLERANCE * max(1.0, float(gradient.abs().max()))), name
 
 
+@every_language_model
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
-def test_every_kernel_keeps_packed_samples_apart(kernel):
-    model, samples = setting()
+def test_every_kernel_keeps_packed_samples_apart(kernel, language_model):
+    model, samples = setting(language_model)
     batch = collate(pack(samples, 160))
     first = batch.samples[0]
     changed = batch.main.tokens.clone()
@@ -80,3 +91,17 @@ def test_every_kernel_keeps_packed_samples_apart(kernel):
         before = by_sample(batch, model(batch).logits())[first.id]
         after = by_sample(batch, model(replace(batch, main=replace(batch.main, tokens=changed))).logits())[first.id]
     assert torch.equal(before, after)
+
+
+@every_language_model
+def test_every_kernel_gives_every_language_model_the_same_logits(language_model):
+    """On packed rows and on one sample a row, whatever the model adds to its scores."""
+    model, samples = setting(language_model)
+    for batch in (collate(pack(samples, 160)), collate(samples)):
+        there = batch.main.segment > 0
+        found = {}
+        for name in sorted(KERNELS):
+            with torch.no_grad(), force_kernel(name):
+                found[name] = model(batch).logits()[there]
+        bound = TOLERANCE * max(1.0, float(found["reference"].abs().max()))
+        assert all((logits - found["reference"]).abs().max() <= bound for logits in found.values())
