@@ -280,6 +280,11 @@ class System(nn.Module, ABC):
             """Rows of the token table, which a tokenizer must not exceed; None where there is no table."""
             return None
 
+        @property
+        def decoder_start(self) -> int | None:
+            """The token before what a decoder writes; None for a system that reads and writes one text."""
+            return None
+
     config: Any
 
     @abstractmethod

@@ -10,14 +10,14 @@ import numpy as np
 
 from weft.core import config
 from weft.core.batch import IGNORE
-from weft.core.conversation import Conversation, Media, Region
+from weft.core.conversation import Conversation, Media, Message, Region
 from weft.core.errors import ConfigError, ContextTooShort, DataError
 from weft.core.interfaces import System
 from weft.core.layout import MediaLayout
 from weft.data.boxes import BinnedBoxes, FractionBoxes
-from weft.data.encoded_sample import EncodedMedium, EncodedSample
+from weft.data.encoded_sample import EncodedAnswer, EncodedMedium, EncodedSample
 from weft.data.media_transform import MediaTransform, OpenedMedium
-from weft.data.rendering import Rendering, caption, render
+from weft.data.rendering import Rendering, WriteRegion, answer_text, caption, question_and_answer, render
 from weft.data.templates import template
 from weft.data.tokenizers import Tokenizer
 from weft.data.visibility import visible_media
@@ -68,7 +68,8 @@ class Processor:
         """One conversation as arrays.
 
         `max_tokens` cuts the end of a longer conversation, never a medium. With `reply` the tokens end where the assistant
-        is to speak, nothing is a target, and nothing is cut.
+        is to speak, nothing is a target, and nothing is cut. For a system with a decoder the last answer is what the decoder
+        writes and everything before it is what the encoder reads; each of the two has at most `max_tokens`.
 
         Raises: DataError where text, markers and media disagree or a medium cannot be read; ContextTooShort where a medium or a
         prompt does not fit into `max_tokens`.
@@ -77,33 +78,57 @@ class Processor:
             return self._encode_media(conversation)
         if self.template.caption:
             return self._encode_caption(conversation, max_tokens)
+        answer: Message | None = None
+        if has_decoder := self.system.decoder_start is not None:
+            conversation, answer = question_and_answer(conversation, reply)
         opened = [self._open(conversation, medium, i) for i, medium in enumerate(conversation.media())]
         markers = {name: stream.marker for name, stream in self._streams.items()}
-        written = render(conversation, self.template, markers, lambda r: self._region(conversation, r, opened), reply)
+        regions: WriteRegion = lambda r: self._region(conversation, r, opened)  # noqa: E731
+        written = render(conversation, self.template, markers, regions, reply or has_decoder)
         row = self._tokens(conversation, written, [medium.num_positions for medium in opened])
-        length = len(row.tokens)
-        if max_tokens is not None and length > max_tokens:
-            length = self._cut(conversation, row, max_tokens, reply)
-        targets = np.full(length, IGNORE, dtype=np.int64)
-        learned = row.learned[1:length].nonzero()[0]
+        end = self.tokenizer.end if has_decoder else ()  # what an encoder reads is a whole text
+        if max_tokens is not None and len(row.tokens) > max_tokens - len(end):
+            row = row.cut(self._cut(conversation, row, max_tokens - len(end), reply))
+        row = row.followed_by(end)
+        targets = np.full_like(row.tokens, IGNORE)
+        learned = row.learned[1:].nonzero()[0]
         targets[learned] = row.tokens[learned + 1]
+        said = answer_text(answer, self.template, regions) if answer is not None else ""
         media: dict[str, list[EncodedMedium]] = {}
         for (start, count), (_, index, medium) in zip(row.places, written.media, strict=True):
             spans = ((0, start, count),) if count else ()
             media.setdefault(medium.stream, []).append(opened[index].encoded(spans))
         return EncodedSample(
-            tokens=row.tokens[:length],
+            tokens=row.tokens,
             targets=targets,
-            modality=row.modality[:length],
+            modality=row.modality,
             media={stream: tuple(items) for stream, items in media.items()},
             id=conversation.id,
             source=conversation.source,
             group=str(conversation.meta.get("group", "")),
-            text=written.text,
-            visible=self._visible(conversation, written, row, length),
+            text=written.text + said,
+            visible=self._visible(conversation, written, row),
+            decoder=self._decoder_side(conversation, answer, said, max_tokens),
         )
 
-    def _visible(self, conversation: Conversation, written: Rendering, row: _Row, length: int) -> dict[str, np.ndarray]:
+    def _decoder_side(
+        self, conversation: Conversation, answer: Message | None, said: str, max_tokens: int | None
+    ) -> EncodedAnswer | None:
+        """The start token and, where there is an answer, its tokens and its end."""
+        start = self.system.decoder_start
+        if start is None:
+            return None
+        if answer is None:
+            return EncodedAnswer(np.array([start], np.int64), np.array([IGNORE], np.int64))
+        self._check_markers(conversation, Rendering(), said)
+        ids = self.tokenizer.encode(said)
+        if not ids or ids[-1] not in self.stop_ids:
+            ids += self.tokenizer.end or self._text_end()
+        ids = ids[:max_tokens]
+        targets = np.array(ids, np.int64)
+        return EncodedAnswer(np.array([start, *ids[:-1]], np.int64), targets if answer.train else np.full_like(targets, IGNORE))
+
+    def _visible(self, conversation: Conversation, written: Rendering, row: _Row) -> dict[str, np.ndarray]:
         """By stream that is reached through cross-attention, what each token sees. A conversation may have its own rule, as the
         interleaved documents of Flamingo's training do: `meta["visibility"]`."""
         visible = {}
@@ -113,7 +138,7 @@ class Processor:
             if rule is not None:
                 places = [place for (place, _), (_, _, m) in zip(row.places, written.media, strict=True) if m.stream == stream]
                 rule = conversation.meta.get("visibility", rule)
-                visible[stream] = visible_media(rule, places, len(row.tokens), ends)[:length]
+                visible[stream] = visible_media(rule, places, len(row.tokens), ends)
         return visible
 
     def decode(self, token_ids: Iterable[int]) -> str:
@@ -123,7 +148,7 @@ class Processor:
     def _encode_caption(self, conversation: Conversation, max_tokens: int | None) -> EncodedSample:
         text = caption(conversation)
         limit = min(max_tokens or self.system.context, self.system.context)
-        begin, end = list(self.tokenizer.begin), self._caption_end()
+        begin, end = list(self.tokenizer.begin), self._text_end()
         if limit <= len(begin) + len(end):
             raise ContextTooShort(
                 f"sample {conversation.name}: {limit} tokens leave no room for a caption between begin and end"
@@ -149,7 +174,7 @@ class Processor:
             group=str(conversation.meta.get("group", "")),
         )
 
-    def _caption_end(self) -> list[int]:
+    def _text_end(self) -> list[int]:
         if self.tokenizer.end_id is None:
             raise ConfigError(f"template {self.template.name!r} ends texts with an end token and the tokenizer has none")
         return [self.tokenizer.end_id]
@@ -317,3 +342,14 @@ class _Row(NamedTuple):
     learned: np.ndarray
     modality: np.ndarray
     places: list[tuple[int, int]]
+
+    def cut(self, length: int) -> _Row:
+        """The first `length` tokens, which hold all media."""
+        return _Row(self.tokens[:length], self.learned[:length], self.modality[:length], self.places)
+
+    def followed_by(self, ids: Sequence[int]) -> _Row:
+        """The row and then some tokens of text that are not learned."""
+        more = np.array(ids, dtype=np.int64)
+        none = np.zeros_like(more)
+        tokens, learned = np.concatenate((self.tokens, more)), np.concatenate((self.learned, none.astype(bool)))
+        return _Row(tokens, learned, np.concatenate((self.modality, none)), self.places)

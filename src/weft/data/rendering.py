@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weft.core.conversation import Conversation, Media, Message, Part, Region, Text
 from weft.core.errors import DataError
@@ -94,6 +94,39 @@ def render(
         out.write(template.between + template.assistant_header)
         out.trained.clear()
     return out
+
+
+def question_and_answer(conversation: Conversation, reply: bool) -> tuple[Conversation, Message | None]:
+    """What an encoder reads and what its decoder writes: all before the last answer, and that answer.
+
+    None where the conversation ends without one or, with `reply`, is to get one.
+
+    Raises: DataError for an answer that holds a medium and for an earlier turn that is to be learned: nothing can write it.
+    """
+    messages, answer = conversation.messages, None
+    if not reply:
+        if messages and messages[-1].role == "assistant":
+            messages, answer = messages[:-1], messages[-1]
+        if answer is not None and answer.media:
+            raise DataError(
+                f"sample {conversation.name}: turn {len(messages) + 1} (assistant) holds a medium; media stand in the user's turns"
+            )
+        if earlier := sum(message.train for message in messages):
+            raise DataError(
+                f"sample {conversation.name}: a decoder writes the last answer only, and {earlier} turns before it are marked "
+                "to be learned; make a conversation of each answer, or mark them train=False"
+            )
+    return replace(conversation, messages=messages), answer
+
+
+def answer_text(answer: Message, template: Template, write_region: WriteRegion) -> str:
+    """An answer alone, as a decoder writes it. Raises: DataError for an answer that holds a medium."""
+    if answer.media:
+        raise DataError("the answer (assistant) holds a medium; media stand in the user's turns")
+    words = (
+        part.text if isinstance(part, Text) else write_region(part) for part in answer.parts if not isinstance(part, Media)
+    )
+    return template.answer_lead + "".join(words) + template.answer_end
 
 
 def caption(conversation: Conversation) -> str:
