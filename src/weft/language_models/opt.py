@@ -118,7 +118,7 @@ class Opt(LanguageModel):
         self, sequence: TokenSequence, cache: Cache | None = None, start: int = 0, stop: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         stop = len(self.blocks) if stop is None else stop
-        context = BlockContext(sequence.rule, modality=sequence.modality, cache=cache)
+        context = BlockContext(sequence.rule, modality=sequence.modality, cache=cache, routing=sequence.routing)
         hidden, memory = sequence.embeddings, sequence.memory
         if start == 0:
             hidden = hidden + self.position_embedding(sequence.positions + _OFFSET)

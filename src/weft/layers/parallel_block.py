@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from weft.layers.routes import routed_layer
 from weft.layers.slots import BlockContext, PassThrough
 
 
@@ -37,6 +38,6 @@ class ParallelBlock(nn.Module):
         hidden, memory = self.before_attention(hidden, memory, context)
         attended = self.attention(self.attention_norm(hidden), context)
         hidden, memory = self.before_feed_forward(hidden, memory, context)
-        hidden = hidden + attended + self.feed_forward(self.feed_forward_norm(hidden))
+        hidden = hidden + attended + routed_layer(self.feed_forward, self.feed_forward_norm(hidden), context.routing)
         hidden, memory = self.after_block(hidden, memory, context)
         return hidden, memory
