@@ -44,7 +44,7 @@ def installed(block, memory_width=None):
 
 def with_gates(module, value):
     for name, parameter in module.named_parameters():
-        if "gate" in name and parameter.dim() != 2 or "alpha" in name:
+        if ("gate" in name and parameter.dim() != 2) or "alpha" in name:
             parameter.data.fill_(value)
 
 
