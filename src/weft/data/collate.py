@@ -25,16 +25,14 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     unless another instruction goes with it or it is, say, the first picture of one sample and the second of another; its spans
     are as many as its places.
 
-    Raises: DataError where a row is longer than `pad_to`, there is nothing to collate, or only some samples have a decoder side.
+    Raises: DataError where a row is longer than `pad_to`, nothing is to collate, or only some samples have a decoder side.
     """
     packed = [[row] if isinstance(row, EncodedSample) else list(row) for row in rows]
     if not packed or not all(packed):
         raise DataError("nothing to collate: a batch needs at least one row and a row at least one sample")
     with_decoder = {sample.decoder is not None for row in packed for sample in row}
     if len(with_decoder) > 1:
-        raise DataError(
-            "some samples of a batch have a decoder side and some have none; they come from processors of two systems"
-        )
+        raise DataError("some samples of a batch have a decoder side and some have none; their processors are of two systems")
     text = _Text(max(sum(len(sample) for sample in row) for row in packed), len(packed), pad_to)
     decoder: _Text | None = None
     if with_decoder == {True}:
@@ -44,7 +42,7 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     for r, row in enumerate(packed):
         start = written = 0
         for number, sample in enumerate(row, start=1):
-            text.write(r, start, number, sample.tokens, sample.targets, sample.modality, causal=decoder is None)
+            text.write(r, start, number, sample.tokens, sample.targets, sample.modality, decoder is None, sample.positions)
             for stream, visible in sample.visible.items():
                 text.show(r, start, stream, visible, media[stream].num_in_row(r) if stream in media else 0)
             if decoder is not None and sample.decoder is not None:
@@ -85,13 +83,14 @@ class _Text:
         targets: np.ndarray,
         modality: np.ndarray | int = 0,
         causal: bool = True,
+        positions: np.ndarray | None = None,
     ) -> None:
         here = slice(start, start + len(tokens))
         self.tokens[row, here] = tokens
         self.targets[row, here] = targets
         self.modality[row, here] = modality
-        self.positions[row, here] = np.arange(len(tokens))
-        self.order[row, here] = self.positions[row, here] if causal else 0
+        self.positions[row, here] = np.arange(len(tokens)) if positions is None else positions
+        self.order[row, here] = np.arange(len(tokens)) if causal else 0
         self.segment[row, here] = segment
 
     def show(self, row: int, start: int, stream: str, visible: np.ndarray, num_before: int) -> None:

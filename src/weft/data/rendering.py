@@ -73,13 +73,17 @@ def render(
                 "turns, which are not trained on"
             )
         header, footer = _around(message, template)
+        leads = bool(media) and template.media_first and template.media_before_turn
+        if leads:
+            num_media = _media(out, media, template, markers, num_media)
         out.write(header)
         start = out.length
         if message.role == "assistant":
             out.write(template.answer_lead)
         parts = message.parts if template.user_text or message.role == "assistant" else media
         if template.media_first and media:
-            num_media = _media_first(out, parts, template, markers, write_region, num_media)
+            num_media = num_media if leads else _media(out, media, template, markers, num_media)
+            out.write(_words(parts, write_region).strip())
         else:
             num_media = _in_order(out, parts, markers, write_region, num_media)
         if message.role != "assistant":
@@ -109,7 +113,7 @@ def question_and_answer(conversation: Conversation, reply: bool) -> tuple[Conver
             messages, answer = messages[:-1], messages[-1]
         if answer is not None and answer.media:
             raise DataError(
-                f"sample {conversation.name}: turn {len(messages) + 1} (assistant) holds a medium; media stand in the user's turns"
+                f"sample {conversation.name}: the answer, turn {len(messages) + 1}, holds a medium; media stand in the user's turns"
             )
         if earlier := sum(message.train for message in messages):
             raise DataError(
@@ -161,19 +165,15 @@ def _in_order(
     return num_media
 
 
-def _media_first(
-    out: Rendering,
-    parts: tuple[Part, ...],
-    template: Template,
-    markers: Mapping[str, str],
-    write_region: WriteRegion,
-    num_media: int,
-) -> int:
-    for part in parts:
-        if isinstance(part, Media):
-            out.media.append((out.length, num_media, part))
-            out.write(markers[part.stream] + template.media_footer)
-            num_media += 1
-    text = "".join(part.text if isinstance(part, Text) else write_region(part) for part in parts if not isinstance(part, Media))
-    out.write(text.strip())
+def _media(out: Rendering, media: tuple[Media, ...], template: Template, markers: Mapping[str, str], num_media: int) -> int:
+    for medium in media:
+        out.write(template.media_header)
+        out.media.append((out.length, num_media, medium))
+        out.write(markers[medium.stream] + template.media_footer)
+        num_media += 1
     return num_media
+
+
+def _words(parts: tuple[Part, ...], write_region: WriteRegion) -> str:
+    """A turn's text without its media."""
+    return "".join(part.text if isinstance(part, Text) else write_region(part) for part in parts if not isinstance(part, Media))

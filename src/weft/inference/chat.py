@@ -65,18 +65,17 @@ class _Turn:
         self.conversation = replace(session.conversation, messages=(*session.conversation.messages, question))
         sample = model.processor.encode(self.conversation, reply=True)
         self.batch = collate([sample]).to(model.device)
-        self.length = len(sample)
-        stored = 0
-        if session._decoding is None or session._stored is None:
-            session._decoding = Decoding(model.system, capacity=2 * (len(sample) + settings.max_new_tokens))
+        self.num_prompt_tokens, self.length = len(sample), sample.num_written
+        stored = 0 if session._stored is None else shared_prefix(session._stored, self.batch)
+        if session._decoding is None or stored == 0:
+            session._decoding = Decoding(model.system, capacity=2 * (self.length + settings.max_new_tokens))
         else:
-            stored = shared_prefix(session._stored, self.batch)
             session._decoding.cache.crop(stored)
         self.decoding = session._decoding
         session._stored = None  # until the prefill is through, nothing is known of what the cache holds
         with evaluating(model.system):
             self.logits = self.decoding.prefill(behind(self.batch, stored))
-        session.num_tokens_read = self.length - stored
+        session.num_tokens_read = self.batch.num_tokens - stored
         self.text = answer_text(model.processor, settings)
         self.tokens: list[int] = []
         self.first_token_seconds = 0.0
@@ -101,4 +100,4 @@ class _Turn:
         reason: FinishReason = "stop" if stopped else "length"
         seconds = time.perf_counter() - self.start
         first = self.first_token_seconds or seconds
-        return Reply(self.text.text, tuple(self.tokens), reason, self.length, seconds, first)
+        return Reply(self.text.text, tuple(self.tokens), reason, self.num_prompt_tokens, seconds, first)

@@ -17,7 +17,7 @@ from weft.data.processor import Processor
 from weft.inference.answer_text import AnswerText
 from weft.inference.generate import Decoding, FinishReason, generate_tokens
 from weft.inference.sampling import Sampling
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalSystem
 
 _SORTED_TOGETHER = 16  # batches whose conversations are ordered by length among themselves
 
@@ -42,7 +42,7 @@ class Reply:
 class Model:
     """What is chatted with, measured and served: a system, and the processor that it was trained with."""
 
-    def __init__(self, system: MultimodalLM, processor: Processor) -> None:
+    def __init__(self, system: MultimodalSystem, processor: Processor) -> None:
         self.system = system
         self.processor = processor
 
@@ -84,7 +84,7 @@ class Model:
         sample = self.processor.encode(conversation, reply=True)
         text = answer_text(self.processor, settings)
         with evaluating(self.system):
-            decoding = Decoding(self.system, capacity=len(sample) + settings.max_new_tokens)
+            decoding = Decoding(self.system, capacity=sample.num_written + settings.max_new_tokens)
             logits = decoding.prefill(collate([sample]).to(self.device))
         return stream_text(self.system, decoding, logits, text, settings, self.processor.stop_ids)
 
@@ -95,7 +95,7 @@ class Model:
         reasons: list[FinishReason] = ["length" for _ in samples]
         first, last = [0.0] * len(samples), [0.0] * len(samples)
         ended: set[int] = set()
-        decoding = Decoding(self.system, capacity=max(map(len, samples)) + settings.max_new_tokens)
+        decoding = Decoding(self.system, capacity=max(sample.num_written for sample in samples) + settings.max_new_tokens)
         logits = decoding.prefill(collate(samples).to(self.device))
         for events in generate_tokens(decoding, logits, settings, self.processor.stop_ids, streams, ended):
             now = time.perf_counter() - start

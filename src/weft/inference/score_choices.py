@@ -15,7 +15,7 @@ from weft.inference.cache import KeyValueCache
 from weft.inference.continuation import before, behind, shared_prefix
 from weft.inference.generate import read
 from weft.inference.model import Model, evaluating
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalSystem
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def score_choices(
 ) -> list[ChoiceScore]:
     """How likely the model finds each answer to a conversation that ends with the question.
 
-    The longest common prefix of all candidates, whole media only, is read once and its cache repeated for each.
+    The longest common prefix of all candidates, whole media only, is read once and its cache repeated for each; so is what an
+    encoder reads.
 
     Raises: DataError where there is nothing to choose from.
     """
@@ -42,30 +43,31 @@ def score_choices(
     samples = [model.processor.encode(candidate) for candidate in candidates]
     rows = [collate([sample]).to(model.device) for sample in samples]
     shared = min(shared_prefix(rows[0], row) for row in rows)
-    shared = min(shared, min(map(len, samples)) - 1)
+    lengths = [sample.num_written for sample in samples]
+    shared = min(shared, min(lengths) - 1)
     with evaluating(model.system), torch.inference_mode():
-        cache = KeyValueCache.of(model.system.language_model, max(map(len, samples)))
+        cache = KeyValueCache.of(model.system.language_model, max(lengths))
         hidden = read(model.system, before(rows[0], shared), cache) if shared else None
         scores = []
         for start in range(0, len(samples), batch_size):
             batch = collate(samples[start : start + batch_size]).to(model.device)
             if shared:
                 cache.crop(shared)
-                cache.select([0] * len(batch.main.tokens))
+                cache.select([0] * len(batch.written.tokens))
             else:
-                cache = KeyValueCache.of(model.system.language_model, max(map(len, samples)))
+                cache = KeyValueCache.of(model.system.language_model, max(lengths))
             scores += _score(model.system, batch, shared, cache, hidden)
     return scores
 
 
 def _score(
-    system: MultimodalLM, batch: MultimodalBatch, shared: int, cache: KeyValueCache, hidden: torch.Tensor | None
+    system: MultimodalSystem, batch: MultimodalBatch, shared: int, cache: KeyValueCache, hidden: torch.Tensor | None
 ) -> list[ChoiceScore]:
     """The candidates of one batch; `hidden` [1, shared, D] is that of their common tokens."""
     rest = read(system, behind(batch, shared), cache)
     if hidden is not None:
         rest = torch.cat((hidden.expand(len(rest), -1, -1), rest), 1)
-    targets = batch.main.targets["text"]
+    targets = batch.written.targets["text"]
     counted = targets != IGNORE
     logits = system.head(rest[counted]).float()
     likelihood = logits.log_softmax(-1).gather(-1, targets[counted][:, None]).squeeze(-1)
