@@ -236,6 +236,11 @@ class Fusion(nn.Module, ABC):
             """Which media of a stream a token sees through cross-attention; None where media are tokens of the text."""
             return None
 
+        @property
+        def shares_positions(self) -> bool:
+            """Whether a medium's tokens but its first and last stand at one position; else their positions count up."""
+            return False
+
         def media_width(self, language_width: int) -> int:
             """The width of the media tokens that it takes: the language model's."""
             return language_width
@@ -269,6 +274,10 @@ class System(nn.Module, ABC):
         def visibility(self, stream: str) -> Visibility | None:
             """Which media of a stream a token sees through cross-attention; None where media are tokens of the text."""
             return None
+
+        def shares_positions(self, stream: str) -> bool:
+            """Whether the tokens of a stream's medium, but its first and last, stand at one position."""
+            return False
 
         @property
         @abstractmethod

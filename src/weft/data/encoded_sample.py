@@ -42,7 +42,8 @@ class EncodedSample:
 
     Shapes: `tokens`, `targets`, `modality` [T] int64; `targets[t]` is what the model says at t, -100 where there is no loss;
     `modality` is 1 where a medium stands; `visible[stream]` [T, 2] the first and the last medium of the sample that a token
-    sees through cross-attention. `text` is the conversation as it was rendered, with one marker per medium.
+    sees through cross-attention; `positions` [T] where they do not count up. `text` is the conversation as it was rendered,
+    with one marker per medium.
     For an encoder-decoder these are what its encoder reads, and `decoder` is what it writes.
     """
 
@@ -55,6 +56,7 @@ class EncodedSample:
     group: str = ""
     text: str = ""
     visible: dict[str, np.ndarray] = field(default_factory=dict)
+    positions: np.ndarray | None = None
     decoder: EncodedAnswer | None = None
 
     @property

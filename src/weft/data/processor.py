@@ -108,6 +108,7 @@ class Processor:
             group=str(conversation.meta.get("group", "")),
             text=written.text + said,
             visible=self._visible(conversation, written, row),
+            positions=self._positions(written, row),
             decoder=self._decoder_side(conversation, answer, said, max_tokens),
         )
 
@@ -140,6 +141,14 @@ class Processor:
                 rule = conversation.meta.get("visibility", rule)
                 visible[stream] = visible_media(rule, places, len(row.tokens), ends)
         return visible
+
+    def _positions(self, written: Rendering, row: _Row) -> np.ndarray | None:
+        """The tokens' positions where media share some: those between a medium's first and last token stand at one."""
+        steps = np.ones(len(row.tokens), dtype=np.int64)
+        for (start, count), (_, _, medium) in zip(row.places, written.media, strict=True):
+            if self.system.shares_positions(medium.stream):
+                steps[start + 2 : start + count - 1] = 0
+        return None if steps.all() else steps.cumsum() - 1
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ids, special tokens left out except those of boxes."""

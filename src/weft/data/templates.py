@@ -26,8 +26,10 @@ class Template:
     answer_lead: str = ""
     answer_end: str = ""
     between: str = ""
-    media_first: bool = True  # media of a turn move to its head, each followed by `media_footer`, and its text is stripped
+    media_first: bool = True  # media of a turn move to its head, each within header and footer, and its text is stripped
+    media_header: str = ""
     media_footer: str = "\n"
+    media_before_turn: bool = False  # with `media_first`: they stand before the turn's header
     user_text: bool = True  # False: only the media of user turns are written
     caption: bool = False
     pad_to_context: bool = False  # captions only: filled with real padding tokens, which the text tower reads
@@ -74,6 +76,39 @@ _TEMPLATES = (
         assistant_header="<|im_start|>assistant\n",
         answer_end="<|im_end|>",
         between="\n",
+    ),
+    # Mono-InternVL (arXiv:2410.08202); the tokenizer puts <s> in front
+    Template(
+        name="internlm2_chat",
+        system="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。",
+        system_header="<|im_start|>system\n",
+        system_footer="<|im_end|>",
+        user_header="<|im_start|>user\n",
+        user_footer="<|im_end|>",
+        assistant_header="<|im_start|>assistant\n",
+        answer_end="<|im_end|>",
+        between="\n",
+        media_header="<img>",
+        media_footer="</img>\n",
+    ),
+    # CogVLM (arXiv:2311.03079): captions; the query alone; the one that talks; the one that answers shortly
+    Template(name="cogvlm_caption", answer_end="</s>", media_footer="", user_text=False),
+    Template(name="cogvlm_base", answer_end="</s>", media_footer=""),
+    Template(
+        name="cogvlm_chat",
+        user_header="[INST] ",
+        user_footer=" [/INST] ",
+        answer_end="</s>",
+        media_footer="",
+        media_before_turn=True,
+    ),
+    Template(
+        name="cogvlm_vqa",
+        user_header="Question: ",
+        user_footer=" Short answer: ",
+        answer_end="</s>",
+        media_footer="",
+        media_before_turn=True,
     ),
     # one token a turn for small models with a tokenizer of their own
     Template(

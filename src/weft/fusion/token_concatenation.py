@@ -24,6 +24,14 @@ class TokenConcatenation(Fusion):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Fusion.Config):
+        """`shared_positions`: the tokens of a medium but its first and last stand at one position, as in CogVLM."""
+
+        shared_positions: bool = False
+
+        @property
+        def shares_positions(self) -> bool:
+            return self.shared_positions
+
         def build(self) -> TokenConcatenation:
             return TokenConcatenation(self)
 

@@ -47,9 +47,7 @@ class VisualExpert(Fusion):
 
         def __post_init__(self) -> None:
             if self.streams:
-                raise ConfigError(
-                    f"VisualExpert reads no stream, got {self.streams}; give them to TokenConcatenation beside it"
-                )
+                raise ConfigError(f"VisualExpert reads no stream, got {self.streams}; TokenConcatenation beside it does")
 
         def build(self) -> VisualExpert:
             return VisualExpert(self)

@@ -71,6 +71,9 @@ class MultimodalSystem(System, ABC):
         def visibility(self, stream: str) -> Visibility | None:
             return next((fusion.visibility for fusion in self.fusions if stream in fusion.streams), None)
 
+        def shares_positions(self, stream: str) -> bool:
+            return self.reader(stream).shares_positions
+
         def reader(self, stream: str) -> Fusion.Config:
             """The fusion that reads a stream."""
             for fusion in self.fusions:
