@@ -85,7 +85,7 @@ def render(
             num_media = num_media if leads else _media(out, media, template, markers, num_media)
             out.write(_words(parts, write_region).strip())
         else:
-            num_media = _in_order(out, parts, markers, write_region, num_media)
+            num_media = _in_order(out, parts, template, markers, write_region, num_media)
         if message.role != "assistant":
             if message.train:
                 out.trained.append((start, out.length))
@@ -113,7 +113,7 @@ def question_and_answer(conversation: Conversation, reply: bool) -> tuple[Conver
             messages, answer = messages[:-1], messages[-1]
         if answer is not None and answer.media:
             raise DataError(
-                f"sample {conversation.name}: the answer, turn {len(messages) + 1}, holds a medium; media stand in the user's turns"
+                f"sample {conversation.name}: turn {len(messages) + 1}, the answer, holds a medium; media stand in questions"
             )
         if earlier := sum(message.train for message in messages):
             raise DataError(
@@ -151,16 +151,26 @@ def _around(message: Message, template: Template) -> tuple[str, str]:
 
 
 def _in_order(
-    out: Rendering, parts: tuple[Part, ...], markers: Mapping[str, str], write_region: WriteRegion, num_media: int
+    out: Rendering,
+    parts: tuple[Part, ...],
+    template: Template,
+    markers: Mapping[str, str],
+    write_region: WriteRegion,
+    num_media: int,
 ) -> int:
+    around = template.media_around
     for part in parts:
         if isinstance(part, Text):
             out.write(part.text)
         elif isinstance(part, Region):
             out.write(write_region(part))
         else:
+            if around and out.pieces[-1:] != [around]:
+                out.write(around)
             out.media.append((out.length, num_media, part))
             out.write(markers[part.stream])
+            if around:
+                out.write(around)
             num_media += 1
     return num_media
 

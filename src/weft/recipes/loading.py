@@ -21,7 +21,7 @@ from weft.data.tokenizers import Tokenizer
 from weft.inference.embedder import Embedder
 from weft.inference.model import Model
 from weft.systems.dual_encoder import DualEncoder
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalSystem
 from weft.training.model_folder import write_model_folder
 
 AS_NAMED = KeyMap([rename("*", "*")])
@@ -48,7 +48,7 @@ def load_model(
 ) -> Model:
     """A model that answers: see `load_system`. Raises: CheckpointError also for a system that has no language model."""
     loaded = load_system(path_or_hub_name, device, dtype, revision)
-    if not isinstance(loaded.system, MultimodalLM):
+    if not isinstance(loaded.system, MultimodalSystem):
         kind = type(loaded.system).__name__
         raise CheckpointError(f"{path_or_hub_name} holds a {kind}, which does not answer; load_system opens it")
     return Model(loaded.system, loaded.processor)

@@ -14,7 +14,7 @@ from weft.serving.quantities import count, percent, short, size_of_memory
 from weft.systems.accounting import Part, SampleShape, num_parameters, on_meta, parts
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.media_encoder import MediaEncoder
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalSystem
 from weft.training.memory import StageCost, stage_cost
 from weft.training.stage import Recipe, Stage
 
@@ -53,7 +53,7 @@ def sample_of(stage: Stage, text_tokens: int) -> SampleShape:
     if isinstance(system, DualEncoder.Config | MediaEncoder.Config):
         streams = [system.stream]
     else:
-        streams = list(system.streams) if isinstance(system, MultimodalLM.Config) else []
+        streams = list(system.streams) if isinstance(system, MultimodalSystem.Config) else []
     room = min(text_tokens, system.context)
     layouts = {name: transforms[name].usual_layout(system.layout(name)) for name in streams}
     units = {name: (layout.num_units, *transforms[name].unit_shape) for name, layout in layouts.items()}
@@ -89,7 +89,7 @@ def _tables(part: Part) -> str:
 def _tokens(part: Part, system: System) -> str:
     """What a stream's medium becomes on its way."""
     room, _, name = part.name.partition(".")
-    if room != "streams" or "." in name or not isinstance(system, MultimodalLM):
+    if room != "streams" or "." in name or not isinstance(system, MultimodalSystem):
         return ""
     layout = system.config.layout(name)
     return f"  {layout.height}x{layout.width} features -> {count(system.config.streams[name].num_tokens)} tokens per medium"

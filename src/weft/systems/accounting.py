@@ -18,14 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from weft.core.attention_rule import AttentionRule
 from weft.core.batch import TextSide
 from weft.core.errors import ConfigError
-from weft.core.interfaces import System
+from weft.core.interfaces import ENCODED, System
 from weft.core.layout import MediaLayout
 from weft.core.memory import Memory
 from weft.core.sequence import TokenSequence
 from weft.layers.kernels import use_kernel
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.media_encoder import MediaEncoder
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
+from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,25 @@ class Cost:
 class without_values(TorchFunctionMode):
     """Inside the block, new modules have neither memory nor initial values: what fills a tensor in place does nothing.
 
-    Half of the time of building on the meta device goes into filling what is not there.
+    Half of the time of building on the meta device goes into filling what is not there, and its first product or draw loads
+    PyTorch's compiler, which takes as long as PyTorch itself. So a draw is an empty tensor, and what starts from a range or
+    from listed numbers, such as a table of positions, is small and computed for what it is.
     """
 
     _FILLS: ClassVar = frozenset(
         (*(getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")),
-         Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+         Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.mul_, Tensor.div_)
     )  # fmt: skip
+    _TABLES: ClassVar = frozenset((torch.arange, torch.linspace, torch.tensor))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in self._FILLS:
             return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
+        if func in self._TABLES:
+            return func(*args, **{"device": "cpu", **(kwargs or {})})
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
     def __enter__(self) -> Self:
         self._device = torch.device("meta")
@@ -151,6 +157,22 @@ def run_on_meta(system: System, sample: SampleShape, dtype: torch.dtype) -> list
 
 @run_on_meta.register
 def _multimodal_lm(system: MultimodalLM, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
+    hidden = _read(system, sample, dtype)
+    return [system.head(hidden[:, : sample.text_tokens])]
+
+
+@run_on_meta.register
+def _multimodal_seq2seq(system: MultimodalSeq2Seq, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
+    """Beside what the encoder reads, the decoder writes as much text again: the most that a stage's bound allows."""
+    memory = {ENCODED: _seen_by_all(_read(system, sample, dtype), sample.text_tokens)}
+    tokens = torch.zeros(1, sample.text_tokens, dtype=torch.long, device="meta")
+    rule = AttentionRule.causal(*tokens.shape, "meta")
+    hidden, _ = system.language_model(TokenSequence(system.embed(tokens), tokens, rule, tokens, memory))
+    return [system.head(hidden)]
+
+
+def _read(system: MultimodalSystem, sample: SampleShape, dtype: torch.dtype) -> Tensor:
+    """The hidden states of text and media, text first."""
     memory = {}
     embeddings = [system.embed(torch.zeros(1, sample.text_tokens, dtype=torch.long, device="meta"))]
     for name, shape in sample.units.items():
@@ -172,8 +194,8 @@ def _multimodal_lm(system: MultimodalLM, sample: SampleShape, dtype: torch.dtype
     positions = torch.zeros(1, length, dtype=torch.long, device="meta")
     rule = AttentionRule.causal(1, length, "meta")
     beside = {name: _seen_by_all(values, length) for name, values in memory.items()}
-    hidden, _ = system.language_model(TokenSequence(embedded, positions, rule, positions, beside))
-    return [system.head(hidden[:, : sample.text_tokens])]
+    hidden, _ = system.reading_half(TokenSequence(embedded, positions, rule, positions, beside))
+    return hidden
 
 
 @run_on_meta.register
