@@ -9,6 +9,7 @@ import torch
 from weft.core.conversation import Conversation
 from weft.data.collate import collate
 from weft.data.desk.dataset import DeskConversations
+from weft.data.desk.sounds import DeskSounds
 from weft.inference.model import Model
 from weft.inference.sampling import Sampling
 from weft.inference.score_choices import score_choices
@@ -20,7 +21,10 @@ from weft.training.randomness import seed_everything
 from weft.training.trainer import Trainer
 
 COUNTS = DeskConversations.Config(split="test", num_turns=1, mix={"count": 1.0}).build()
-CAPTIONS = DeskConversations.Config(split="test", kind="caption").build()
+CAPTIONED = {
+    "image": DeskConversations.Config(split="test", kind="caption").build(),
+    "audio": DeskSounds.Config(split="test").build(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +80,11 @@ def answers(system, processor):
 
 
 def matches(system, processor, stage):
-    """Unseen pictures fit their captions better than in a system that learned nothing, by the recipe's own loss."""
+    """Unseen media fit their captions better than in a system that learned nothing, by the recipe's own loss."""
     seed_everything(0, "untrained")
     objective, fresh, size = stage.objective.build(), system.config.build().eval(), stage.batch_size
-    samples = [processor.encode(CAPTIONS[scene]) for scene in range(8 * size)]
+    held_out = CAPTIONED[system.config.stream]
+    samples = [processor.encode(held_out[scene]) for scene in range(8 * size)]
     batches = [collate(samples[i : i + size]) for i in range(0, len(samples), size)]  # the prior of a match is 1 / size
     with torch.inference_mode():
         before, after = (sum(objective(s, batch).mean().item() for batch in batches) for s in (fresh, system))
