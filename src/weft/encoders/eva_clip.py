@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -27,29 +28,31 @@ from weft.layers.sub_norm import sub_norm_block
 from weft.layers.transformer import num_blocks_to_run, run_blocks
 
 
-def pre_norm_block(width: int, num_heads: int, feed_forward_width: int, norm_eps: float, layer: int) -> PreNormBlock:
+def pre_norm_block(
+    width: int, num_heads: int, feed_forward_width: int, norm_eps: float, layer: int, key_bias: bool = False
+) -> PreNormBlock:
     """EVA-01's block: GELU feed-forward, biases everywhere but on the key."""
     return PreNormBlock(
         nn.LayerNorm(width, eps=norm_eps),
-        Attention(width, num_heads, layer=layer, key_bias=False),
+        Attention(width, num_heads, layer=layer, key_bias=key_bias),
         nn.LayerNorm(width, eps=norm_eps),
         FeedForward(width, feed_forward_width),
     )
 
 
 def residual_post_norm_block(
-    width: int, num_heads: int, feed_forward_width: int, norm_eps: float, layer: int
+    width: int, num_heads: int, feed_forward_width: int, norm_eps: float, layer: int, key_bias: bool = False
 ) -> ResidualPostNormBlock:
     """The block of the enormous models: EVA-01's layers, each normed before it is added."""
     return ResidualPostNormBlock(
-        Attention(width, num_heads, layer=layer, key_bias=False),
+        Attention(width, num_heads, layer=layer, key_bias=key_bias),
         nn.LayerNorm(width, eps=norm_eps),
         FeedForward(width, feed_forward_width),
         nn.LayerNorm(width, eps=norm_eps),
     )
 
 
-BLOCKS: dict[str, Callable[[int, int, int, float, int], nn.Module]] = {
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "pre_norm": pre_norm_block,
     "sub_norm": sub_norm_block,
     "residual_post_norm": residual_post_norm_block,
@@ -78,7 +81,8 @@ class EvaClipVision(ModalityEncoder):
 
         `rotary_side` is the side of the grid, in patches, that rotary positions were made for; None: no rotary positions.
         `embedding_width` is the width of the pooled vector; None: no final norm and no head, the tower only serves features.
-        `feature_norm_eps` gives the features a norm of their own; None: hidden states as they are.
+        `feature_norm_eps` gives the features a norm of their own; None: hidden states as they are. `key_bias` holds the keys' biases
+        of CogVLM's files, which change nothing (not in blocks with sub-norms).
         """
 
         image_size: int = 224
@@ -88,6 +92,7 @@ class EvaClipVision(ModalityEncoder):
         num_heads: int = 16
         feed_forward_width: int = 6144
         block: Literal["pre_norm", "sub_norm", "residual_post_norm"] = "pre_norm"
+        key_bias: bool = False
         rotary_side: int | None = None
         embedding_width: int | None = 1024
         patch_dropout: float = 0.0
@@ -99,6 +104,8 @@ class EvaClipVision(ModalityEncoder):
         def __post_init__(self) -> None:
             num_blocks_to_run(self.feature_layer, self.num_layers)
             patches_per_side(self.image_size, self.patch_size)
+            if self.key_bias and self.block == "sub_norm":
+                raise ConfigError("blocks with sub-norms have no biases of keys; set key_bias=False or another block")
             divisor = self.num_heads if self.rotary_side is None else 4 * self.num_heads
             if self.width % divisor:
                 why = "" if self.rotary_side is None else ", each in four parts for rotary positions on a grid"
@@ -133,6 +140,7 @@ class EvaClipVision(ModalityEncoder):
             enormous: dict[str, Any] = {"width": 1792, "num_layers": 64, "feed_forward_width": 15_360}
             enormous |= {"block": "residual_post_norm", "patch_dropout": 0.5}
             blip_2: dict[str, Any] = {"num_layers": 39, "feature_layer": -1, "feature_norm_eps": 1e-5}
+            cogvlm = enormous | {"num_layers": 63, "patch_dropout": 0.0}
             return {
                 "g-14": cls(),
                 "g-14-plus": cls(patch_dropout=0.5),
@@ -142,6 +150,7 @@ class EvaClipVision(ModalityEncoder):
                 "e-14": cls(**enormous),
                 "e-14-plus": cls(**enormous),
                 "g-14-blip-2": cls(embedding_width=None, keep_class_token=True, **blip_2),
+                "e-14-cogvlm": cls(image_size=490, embedding_width=None, feature_layer=-1, key_bias=True, **cogvlm),
             }
 
     def __init__(self, config: Config) -> None:
@@ -153,7 +162,7 @@ class EvaClipVision(ModalityEncoder):
         self.position_embedding = nn.Parameter(torch.empty(patches_per_side(c.image_size, c.patch_size) ** 2 + 1, c.width))
         self.patch_dropout = PatchDropout(c.patch_dropout)
         self.rotary = None if c.rotary_side is None else Rotary2d(c.width // c.num_heads)
-        block = BLOCKS[c.block]
+        block = partial(BLOCKS[c.block], key_bias=True) if c.key_bias else BLOCKS[c.block]
         self.blocks = nn.ModuleList(
             block(c.width, c.num_heads, c.feed_forward_width, c.norm_eps, layer) for layer in range(c.num_layers)
         )
