@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
+from weft.checkpoints.visual_expert import with_experts
 from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import ModalityEncoder, System
@@ -60,7 +61,8 @@ def _fill_part(system: System, part: str, path: str) -> None:
         published.fill(module)
         return
     layout = _layout_of(module)
-    layout.key_map(module.config).load(module, files, str(files.path))
+    key_map = layout.key_map(module.config)
+    with_experts(key_map, module.state_dict()).load(module, files, str(files.path))
 
 
 def _check_same_kind(part: str, module: ModalityEncoder, published: PublishedEncoder) -> None:

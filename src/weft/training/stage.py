@@ -83,6 +83,7 @@ class Stage(config.Config):
     `train` lists name patterns (`fnmatch`; `!` excludes), each of which must match a parameter. Where `system` differs from
     the stage before, it is built anew and `takes` maps source patterns of earlier stages to target prefixes:
     `{"tower": {"media.*": "streams.image.encoder."}}`. Every target key is filled or matches a pattern in `new`.
+    Position tables that match a pattern in `interpolates` are taken at another grid, bicubically.
     Units: `batch_size` samples per optimizer step, `micro_batch_size` per forward (None: all at once), `max_tokens` per sample.
     """
 
@@ -92,6 +93,7 @@ class Stage(config.Config):
     train: tuple[str, ...]
     takes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {earlier stage: {pattern: target prefix}}
     new: tuple[str, ...] = ()
+    interpolates: tuple[str, ...] = ()
     processor: Processor.Config
     data: Dataset.Config
     validation: Dataset.Config | None = None

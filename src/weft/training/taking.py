@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from weft.checkpoints.position_table import resized
 from weft.core.errors import ConfigError
 from weft.training.model_folder import tied_names
 from weft.training.stage import Stage
@@ -39,10 +41,11 @@ def take(stage: Stage, system: nn.Module, state_of: Callable[[str], Mapping[str,
             for name, target in placed.items():
                 if target in filled:
                     problems.append(f"{target} is filled twice, last from {earlier}:{name}")
-                elif source[name].shape != targets[target].shape:
+                elif source[name].shape != targets[target].shape and not _interpolated(stage, target):
                     problems.append(f"{target} is {_shape(targets[target])}, {earlier}:{name} is {_shape(source[name])}")
                 else:
-                    filled[target] = source[name]
+                    same = source[name].shape == targets[target].shape
+                    filled[target] = source[name] if same else resized(source[name], math.isqrt(len(targets[target]) - 1))
     tied = tied_names(system)
     known = {tied.get(name, name) for name in filled}
     missing = [n for n in targets if tied.get(n, n) not in known and not any(fnmatchcase(n, p) for p in stage.new)]
@@ -55,6 +58,10 @@ def take(stage: Stage, system: nn.Module, state_of: Callable[[str], Mapping[str,
             if not targets[name].is_meta:
                 targets[name].copy_(tensor)
     return unplaced
+
+
+def _interpolated(stage: Stage, target: str) -> bool:
+    return any(fnmatchcase(target, pattern) for pattern in stage.interpolates)
 
 
 def _literal(pattern: str) -> int:
