@@ -144,7 +144,8 @@ class GptNeox(LanguageModel):
         self, sequence: TokenSequence, cache: Cache | None = None, start: int = 0, stop: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         stop = len(self.blocks) if stop is None else stop
-        context = BlockContext(sequence.rule, self.rotary(sequence.positions), sequence.modality, cache, routing=sequence.routing)
+        rotary = self.rotary(sequence.positions)
+        context = BlockContext(sequence.rule, rotary, sequence.modality, cache, routing=sequence.routing)
         hidden, memory = working_precision(sequence.embeddings), sequence.memory
         for block in islice(self.blocks, start, stop):
             hidden, memory = block(hidden, memory, context)

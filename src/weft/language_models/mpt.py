@@ -117,9 +117,8 @@ class Mpt(LanguageModel):
         self, sequence: TokenSequence, cache: Cache | None = None, start: int = 0, stop: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         stop = len(self.blocks) if stop is None else stop
-        context = BlockContext(
-            sequence.rule.with_score_bias(self.alibi), modality=sequence.modality, cache=cache, routing=sequence.routing
-        )
+        rule = sequence.rule.with_score_bias(self.alibi)
+        context = BlockContext(rule, modality=sequence.modality, cache=cache, routing=sequence.routing)
         hidden, memory = working_precision(sequence.embeddings), sequence.memory
         for block in islice(self.blocks, start, stop):
             hidden, memory = block(hidden, memory, context)
