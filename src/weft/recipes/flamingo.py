@@ -1,0 +1,96 @@
+"""Flamingo: a frozen NFNet-F6, a Perceiver over pictures and videos, and gated blocks inside a frozen language model.
+
+Source: arXiv:2204.14198. Neither weights nor data were published, nor Chinchilla itself: a decoder of its layers, width and
+heads stands in its place, with a gated feed-forward of the same arithmetic, 8 D^2 a layer (Chinchilla's is four widths wide,
+without a gate). The paper gives the layers of the 9B's language model as 40, which is more than the 7.1 billion parameters that it
+gives too; layers and placement are followed here. It adds gradients of interleaved web pages (M3W), pairs (ALIGN, LTIP) and
+videos (VTP) with weights 1.0, 0.2, 0.2 and 0.03; here one stage reads documents in LLaVA's JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weft.core.errors import unknown_name
+from weft.data.datasets.llava_json import LlavaJson
+from weft.data.images import ImageTransform
+from weft.data.processor import Processor
+from weft.data.video import VideoTransform
+from weft.encoders.nfnet import Nfnet
+from weft.fusion.cross_attention import CrossAttention, GatedDense
+from weft.language_models.decoder import Decoder
+from weft.layers.added_tokens import AddedTokens
+from weft.objectives.next_token import NextToken
+from weft.projectors.perceiver import Perceiver
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk
+from weft.systems.multimodal_lm import MultimodalLM, Stream
+from weft.training.stage import Optimizer, Recipe, Schedule, Stage
+
+SIZES = ("3b", "9b", "80b")
+TRAINED = ("streams.image.projector.*", "language_model.blocks.*.before_attention.*", "added_tokens.*")
+RESAMPLER = Perceiver.Config(width=1536, num_heads=16, head_width=96, activation="squared_relu", num_frames=8)
+RESOLUTION = 320
+
+# layers, width, heads of the language model, and every how many of its layers a gated block stands
+SHAPES = {"3b": (24, 2048, 16, 1), "9b": (40, 4096, 32, 4), "80b": (80, 8192, 64, 7)}
+
+
+def flamingo(size: str = "9b") -> Recipe:
+    """Flamingo at a published size."""
+    if size not in SIZES:
+        raise unknown_name("size of flamingo", size, SIZES)
+    num_layers, width, heads, every = SHAPES[size]
+    language_model = Decoder.Config(
+        width=width,
+        num_layers=num_layers,
+        num_heads=heads,
+        num_key_value_heads=heads,
+        feed_forward_width=-(-8 * width // 3 // 256) * 256,
+    )
+    encoder = replace(Nfnet.Config.sizes()["f6-448"], image_size=RESOLUTION)
+    system = MultimodalLM.Config(
+        language_model=language_model,
+        streams={"image": Stream.Config(encoder=encoder, projector=RESAMPLER)},
+        fusions=(CrossAttention.Config(block=GatedDense(), every=every, memory_width=RESAMPLER.width),),
+        added_tokens=AddedTokens.Config(tied=True),  # a picture's tag and the end of a chunk
+    )
+    transform = VideoTransform(frame=ImageTransform(size=RESOLUTION), num_frames=8)
+    train = Stage(
+        name="train",
+        title="teach the resampler and the gated blocks to show a frozen language model pictures and videos",
+        system=system,
+        train=TRAINED,
+        processor=Processor.Config(template="flamingo", transforms={"image": transform}),
+        data=LlavaJson.Config(path="flamingo/documents.jsonl", images="flamingo/media"),
+        objective=NextToken.Config(),
+        batch_size=2048,
+        micro_batch_size=32,
+        steps=500_000,
+        max_tokens=256,
+        packing=True,
+        optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.1, weight_decay_except=("streams.*",)),
+        schedule=Schedule(decay="constant", warmup=5000),
+    )
+    return Recipe(
+        name="flamingo",
+        size=size,
+        paper="2204.14198",
+        about="NFNet-F6 through a Perceiver over time into gated cross-attention of a frozen language model",
+        stages=(train,),
+    )
+
+
+def tiny() -> Recipe:
+    """Flamingo at CPU size, on pictures."""
+    perceiver = replace(Perceiver.Config.tiny(), width=32, activation="squared_relu", num_frames=2, num_media=None)
+    system = MultimodalLM.Config(
+        language_model=replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY - 2, context=512),
+        streams={"image": Stream.Config(encoder=replace(Nfnet.Config.tiny(), image_size=64), projector=perceiver)},
+        fusions=(CrossAttention.Config(block=GatedDense(), every=2, memory_width=perceiver.width),),
+        added_tokens=AddedTokens.Config(tied=True),
+    )
+    data = {"train": desk_dialogues()}
+    made = shrunk(flamingo(), dict.fromkeys(data, system), data, steps=20, image_size=64)
+    transform = VideoTransform(frame=ImageTransform(size=64), num_frames=2)
+    processor = replace(made.processor, transforms={"image": transform})
+    return replace(made, stages=tuple(replace(stage, processor=processor) for stage in made.stages))

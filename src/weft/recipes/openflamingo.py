@@ -1,0 +1,95 @@
+"""OpenFlamingo: CLIP's patches through a Perceiver into gated blocks between the layers of a frozen, open language model.
+
+Source: arXiv:2308.01390. The published run mixes LAION-2B pairs and MMC4 documents at weights 0.2 and 1.0, 180 million samples
+in all; here one stage reads whatever documents are written in LLaVA's JSON. A document is a row of turns: pictures stand in turns
+of the user, the text behind them, which is learned up to `<|endofchunk|>`, in turns of the assistant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weft.core.errors import unknown_name
+from weft.core.interfaces import LanguageModel
+from weft.data.datasets.llava_json import LlavaJson
+from weft.data.images import ImageTransform
+from weft.data.processor import Processor
+from weft.encoders.clip import ClipVision
+from weft.fusion.cross_attention import CrossAttention, GatedDense
+from weft.language_models.gpt_neox import GptNeox
+from weft.language_models.mpt import Mpt
+from weft.layers.added_tokens import AddedTokens
+from weft.objectives.next_token import NextToken
+from weft.projectors.perceiver import Perceiver
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk
+from weft.systems.multimodal_lm import MultimodalLM, Stream
+from weft.training.stage import Optimizer, Recipe, Schedule, Stage
+
+SIZES = ("3b", "4b", "9b")
+TRAINED = ("streams.image.projector.*", "language_model.blocks.*.before_attention.*", "added_tokens.inputs.*")
+
+VOCABULARY = 50_277
+"""Tokens of the tokenizer that all its language models share; their tables are padded, and cut to it when two are added."""
+EVERY = {"3b": 1, "4b": 2, "9b": 4}
+BLOCK = GatedDense(num_heads=8, head_width=64, activation="gelu")
+
+
+def openflamingo(size: str = "3b") -> Recipe:
+    """OpenFlamingo at a published size: on MPT-1B, RedPajama-INCITE-3B or MPT-7B."""
+    if size not in SIZES:
+        raise unknown_name("size of openflamingo", size, SIZES)
+    models: dict[str, LanguageModel.Config] = {
+        "3b": replace(Mpt.Config.sizes()["mpt-1b-redpajama-200b"], vocabulary=VOCABULARY),
+        "4b": replace(GptNeox.Config.sizes()["redpajama-incite-3b"], vocabulary=VOCABULARY),
+        "9b": replace(Mpt.Config.sizes()["mpt-7b"], vocabulary=VOCABULARY),
+    }
+    encoder = replace(ClipVision.Config.sizes()["l-14"], feature_layer=-1)
+    system = MultimodalLM.Config(
+        language_model=models[size],
+        streams={"image": Stream.Config(encoder=encoder, projector=Perceiver.Config.sizes()["openflamingo"])},
+        fusions=(fusion(EVERY[size], encoder.output_width),),
+        # MPT says with the table that it reads with; RedPajama's new rows of the head stay as they are
+        added_tokens=AddedTokens.Config(tied=isinstance(models[size], Mpt.Config)),
+    )
+    train = Stage(
+        name="train",
+        title="teach the Perceiver and the gated blocks to show a frozen language model pictures",
+        system=system,
+        train=TRAINED,
+        processor=Processor.Config(template="flamingo", transforms={"image": ImageTransform(size=224)}),
+        data=LlavaJson.Config(path="openflamingo/documents.jsonl", images="openflamingo/images"),
+        objective=NextToken.Config(),
+        batch_size=64 * 32,
+        micro_batch_size=32,
+        epochs=1,
+        max_tokens=256,
+        packing=True,
+        optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.1, weight_decay_except=("streams.*", "added_tokens.*")),
+        schedule=Schedule(decay="constant", warmup=1875),
+    )
+    return Recipe(
+        name="openflamingo",
+        size=size,
+        paper="2308.01390",
+        about="CLIP through a Perceiver into gated cross-attention of a frozen MPT or RedPajama",
+        stages=(train,),
+    )
+
+
+def fusion(every: int, width: int) -> CrossAttention.Config:
+    """OpenFlamingo's blocks, in front of every `every`-th layer counted from the end of the first ones."""
+    return CrossAttention.Config(block=BLOCK, every=every, first=every - 1, memory_width=width)
+
+
+def tiny() -> Recipe:
+    """OpenFlamingo at CPU size."""
+    encoder = replace(ClipVision.Config.tiny(), image_size=64, patch_size=16)
+    perceiver = replace(Perceiver.Config.tiny(), num_frames=None, num_media=None)
+    system = MultimodalLM.Config(
+        language_model=replace(Mpt.Config.tiny(), vocabulary=TINY_VOCABULARY - 2, context=512),
+        streams={"image": Stream.Config(encoder=encoder, projector=perceiver)},
+        fusions=(replace(fusion(2, encoder.output_width), block=replace(BLOCK, num_heads=2, head_width=8)),),
+        added_tokens=AddedTokens.Config(tied=True),
+    )
+    data = {"train": desk_dialogues()}
+    return shrunk(openflamingo(), dict.fromkeys(data, system), data, steps=20, image_size=64)
