@@ -9,7 +9,7 @@ from torch import nn
 from weft.core.batch import MediaBatch, MultimodalBatch, SampleRef, TextSide
 from weft.core.layout import MediaLayout
 from weft.core.output import SystemOutput
-from weft.objectives.late_interaction import LateInteraction, belonging
+from weft.objectives.late_interaction import LateInteraction, comparison
 
 
 class Towers(nn.Module):
@@ -56,10 +56,9 @@ def test_the_loss_is_the_best_feature_of_every_pair_over_the_pairs_that_belong()
 
 def test_texts_belong_to_the_medium_of_their_group_and_equal_wordings_are_one_text():
     data = batch(["a", "a", "b", "b"], [5, 3, 5, 4], [0, 2])
-    belongs, first = belonging(data)
-    assert belongs.tolist() == [[True, True, True, False], [True, False, True, True]]
-    words = data.main.tokens[first, 0].tolist()
-    assert sorted(words) == [3, 4, 5]
+    compared = comparison(data)
+    assert data.main.tokens[compared.rows, 0].tolist() == [3, 4, 5]
+    assert compared.belongs.tolist() == [[True, False, True], [False, True, True]]
     towers = Towers(torch.randn(2, 2, 4), torch.randn(6, 4))
     objective = LateInteraction.Config().build()
     terms = objective(towers, data)
@@ -68,5 +67,5 @@ def test_texts_belong_to_the_medium_of_their_group_and_equal_wordings_are_one_te
 
 
 def test_a_text_whose_picture_is_elsewhere_belongs_to_none():
-    belongs, _ = belonging(batch(["a", "lost"], [1, 2], [0]))
+    belongs = comparison(batch(["a", "lost"], [1, 2], [0])).belongs
     assert belongs.tolist() == [[True, False]]

@@ -13,7 +13,6 @@ from weft.core.errors import ConfigError
 from weft.core.layout import MediaLayout
 from weft.core.output import SystemOutput
 from weft.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
-from weft.objectives.late_interaction import LateInteraction
 from weft.objectives.next_token import NextToken
 
 OBJECTIVES = {"softmax": SoftmaxContrastive, "sigmoid": SigmoidContrastive}
@@ -135,7 +134,13 @@ def test_negatives_of_other_ranks_matter(ranks, name):
     assert together - alone > 1.0
 
 
+class OneBatchOnly(NextToken):
+    """An objective with in-batch negatives that knows of no ranks."""
+
+    additive = False
+
+
 def test_an_objective_that_compares_one_batch_only_refuses_a_group_and_an_additive_one_needs_none():
-    with pytest.raises(ConfigError, match="LateInteraction compares the samples of one rank's batch only"):
-        LateInteraction.Config().build().across(None)
+    with pytest.raises(ConfigError, match="OneBatchOnly compares the samples of one rank's batch only"):
+        OneBatchOnly(NextToken.Config()).across(None)
     NextToken.Config().build().across(None)

@@ -28,16 +28,20 @@ def gather_rows(own: Tensor, counts: list[int], group: dist.ProcessGroup) -> Ten
     return gathered
 
 
+def every_row(own: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+    """`gather_rows` without a gradient, for rows of any kind."""
+    padded = own.new_zeros(max(counts), own.shape[1])  # ranks exchange equal shapes only
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.counts, ctx.group = counts, group
-        most = max(counts)
-        padded = own.new_zeros(most, own.shape[1])  # ranks exchange equal shapes only
-        padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=group)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        return every_row(own, counts, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

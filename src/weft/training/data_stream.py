@@ -17,6 +17,7 @@ from weft.core.conversation import Conversation
 from weft.core.errors import DataError
 from weft.data.dataset import Dataset
 from weft.training.randomness import derive_seed
+from weft.training.ranks import Ranks
 
 Encode = Callable[[Conversation], Any]
 Assemble = Callable[[Sequence[Any]], MultimodalBatch]
@@ -56,7 +57,7 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class StepData:
-    """The micro-batches of one optimizer step."""
+    """This rank's micro-batches of one optimizer step; `num_samples` and `num_tokens` are their own."""
 
     step: int
     micro_batches: tuple[MultimodalBatch, ...]
@@ -90,6 +91,7 @@ class DataStream:
         start: int,
         stop: int,
         ahead: int = 4,
+        ranks: Ranks | None = None,
     ) -> None:
         self.dataset = dataset
         self.order = order
@@ -97,6 +99,7 @@ class DataStream:
         self.assemble = assemble
         self.micro_batch_size = micro_batch_size
         self.steps = range(start, stop)
+        self.ranks = ranks or Ranks()
         self.waited = 0.0
         self._ready: queue.Queue[StepData | BaseException] = queue.Queue(maxsize=ahead)
         self._closed = threading.Event()
@@ -104,8 +107,9 @@ class DataStream:
         self._step = start
 
     def step_data(self, step: int) -> StepData:
-        """Make one step's batches here and now."""
-        samples = [self.encode(self.dataset[index]) for index in self.order.indices(step)]
+        """Make this rank's share of one step's batches here and now."""
+        indices = self.order.indices(step)
+        samples = [self.encode(self.dataset[index]) for index in self.ranks.share(indices)]
         chunks = [samples[i : i + self.micro_batch_size] for i in range(0, len(samples), self.micro_batch_size)]
         batches = tuple(self.assemble(chunk) for chunk in chunks)
         return StepData(step, batches, len(samples), sum(b.num_tokens for b in batches))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weft.core.errors import RunError
 from weft.training.atomic import refusal, write_text_atomically
@@ -15,6 +15,24 @@ from weft.training.atomic import refusal, write_text_atomically
 METRICS = "metrics.jsonl"
 TEXT = "log.txt"
 BOARD = "tensorboard"
+
+
+class Log(Protocol):
+    """Where a run's figures and lines go."""
+
+    def metrics(self, record: Mapping[str, Any]) -> None: ...
+
+    def text(self, line: str) -> None: ...
+
+
+class SilentLog:
+    """For the processes that train along: the first one writes for all."""
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def text(self, line: str) -> None:
+        """Nothing."""
 
 
 class RunLog:

@@ -46,8 +46,12 @@ class RunFolder:
         """The model folder that a finished stage leaves; it exists only once the stage is finished."""
         return self.path / "stages" / name
 
-    def start(self, recipe: Recipe, seed: int, tokenizer_text: str) -> None:
-        """Claim the folder for a new run.
+    def targets(self, name: str) -> Path:
+        """What a stage found before its first step for its data to say."""
+        return self.path / "targets" / name
+
+    def start(self, recipe: Recipe, seed: int, tokenizer_text: str, processes: int = 1) -> None:
+        """Claim the folder for a new run of so many processes.
 
         Raises: RunError where a run stands there already, or the place cannot be written.
         """
@@ -59,7 +63,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path} cannot be a run's folder ({error.strerror}); give another with --output") from None
         self.run_id = uuid.uuid4().hex
-        run = {"id": self.run_id, "seed": seed, "tokenizer": _digest(tokenizer_text)}
+        run = {"id": self.run_id, "seed": seed, "tokenizer": _digest(tokenizer_text), "processes": processes}
         older = {entry.name for entry in self.path.iterdir()}
         self._lock()
         self._older = older
@@ -77,14 +81,14 @@ class RunFolder:
         for name in (RUN, RECIPE, METRICS, TEXT, LOCK):
             if name not in self._older:
                 (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "stages", BOARD):
+        for name in ("checkpoints", "stages", "targets", BOARD):
             if name not in self._older:
                 shutil.rmtree(self.path / name, ignore_errors=True)
         if self._made and not any(self.path.iterdir()):
             self.path.rmdir()
 
-    def resume(self, recipe: Recipe, seed: int, tokenizer_text: str) -> None:
-        """Take up the run that stands here.
+    def resume(self, recipe: Recipe, seed: int, tokenizer_text: str) -> int:
+        """Take up the run that stands here; returns how many processes it was started with, on which its sums depend.
 
         Raises: RunError where there is none, or where recipe, seed or tokenizer differ; the difference is shown.
         """
@@ -108,8 +112,9 @@ class RunFolder:
             )
         self.run_id = run["id"]
         self._lock()
-        for folder in (self.path, self.checkpoints, self.path / "stages"):
+        for folder in (self.path, self.checkpoints, self.path / "stages", self.path / "targets"):
             remove_partial(folder)
+        return int(run.get("processes", 1))
 
     def release(self) -> None:
         """Let another process train here."""

@@ -18,6 +18,7 @@ from weft.training.data_stream import DataStream, StepData
 from weft.training.freezing import set_training_mode
 from weft.training.optimizers import StageOptimizer
 from weft.training.progress import StepReport
+from weft.training.ranks import Ranks
 from weft.training.schedules import rate_factor
 from weft.training.stage import Stage
 
@@ -50,6 +51,7 @@ class StageLoop:
         steps: int,
         device: torch.device,
         last_good: Callable[[], str],
+        ranks: Ranks | None = None,
     ) -> None:
         self.stage = stage
         self.system = system
@@ -58,6 +60,7 @@ class StageLoop:
         self.steps = steps
         self.device = device
         self.last_good = last_good
+        self.ranks = ranks or Ranks()
 
     def run(
         self,
@@ -77,7 +80,8 @@ class StageLoop:
             factor = rate_factor(self.stage.schedule, step, self.steps)
             window, norm = self.step(data, factor)
             now = time.perf_counter()
-            marks.append((now, stream.waited, marks[-1][2] + data.num_samples, marks[-1][3] + data.num_tokens))
+            samples, tokens = self.ranks.total(data.num_samples, data.num_tokens)
+            marks.append((now, stream.waited, marks[-1][2] + samples, marks[-1][3] + tokens))
             report = self._report(step + 1, window, norm, factor, now - began, marks)
             tell(report)
             due = validate_every is not None and (step + 1) % validate_every == 0
@@ -92,7 +96,7 @@ class StageLoop:
         self.objective.train()
 
     def step(self, data: StepData, factor: float) -> tuple[WindowLoss, float]:
-        """One optimizer step over an accumulation window.
+        """One optimizer step over an accumulation window, in which every rank has its share of the samples.
 
         The loss is normalised by the weights of the whole window, known before its first backward, so that any split into
         micro-batches gives the same gradients.
@@ -100,7 +104,7 @@ class StageLoop:
         Raises: RunError where loss or gradient is not finite; the parameters are then still those of the step before.
         """
         batches = [batch.to(self.device, non_blocking=True) for batch in data.micro_batches]
-        weights = _sum_by_name([self.objective.weights(batch) for batch in batches])
+        weights = self.ranks.sum(_sum_by_name([self.objective.weights(batch) for batch in batches]))
         self.optimizer.zero_grad()
         parts = []
         for batch in batches:
@@ -109,8 +113,9 @@ class StageLoop:
             shares = {name: total / weights[name].clamp_min(1e-12) for name, total in terms.sums.items()}
             torch.stack(list(shares.values())).sum().backward()
             parts.append({name: share.detach() for name, share in shares.items()})
+        self.ranks.add_gradients(self.optimizer.parameters)
         norm = float(self.optimizer.clip())
-        total = {name: float(value) for name, value in _sum_by_name(parts).items()}
+        total = {name: float(value) for name, value in self.ranks.sum(_sum_by_name(parts)).items()}
         window = WindowLoss(sum(total.values()), total)
         if not _finite(window.loss) or not _finite(norm):
             self._stop_at(data, window, norm)
@@ -132,8 +137,9 @@ class StageLoop:
             weights.append(terms.weights)
             sums.append(terms.sums)
         self.prepare()
-        whole = _sum_by_name(weights)
-        total = {name: float(value / whole[name].clamp_min(1e-12)) for name, value in _sum_by_name(sums).items()}
+        whole = self.ranks.sum(_sum_by_name(weights))
+        summed = self.ranks.sum(_sum_by_name(sums))
+        total = {name: float(value / whole[name].clamp_min(1e-12)) for name, value in summed.items()}
         return WindowLoss(sum(total.values()), total)
 
     def _precision(self) -> torch.autocast:
