@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from weft.core.errors import RunError
 from weft.evaluation.benchmarks.desk import DeskBenchmark
 from weft.evaluation.evaluation import BLIND, MODEL, MOST_FREQUENT, RUN_TITLES, TEXT_ONLY, Evaluation
@@ -17,6 +19,7 @@ from weft.recipes.desk import BASELINE, desk, tokenizer
 from weft.recipes.loading import load_model
 from weft.training.atomic import write_text_atomically
 from weft.training.progress import StageEnd, progress_view
+from weft.training.ranks import cores
 from weft.training.run_folder import RUN
 from weft.training.trainer import Trainer
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 TIMES = "times.json"
 QUESTIONS_PER_TYPE = 100
+PROCESSES = 2
+"""Two processes of one thread each train a model of this size 1.7 times as fast as one of two threads."""
 
 
 class StageTimes:
@@ -48,21 +53,32 @@ class StageTimes:
 
 
 def run_demo(
-    folder: Path, minutes: float, seed: int, console: Console, questions_per_type: int = QUESTIONS_PER_TYPE
+    folder: Path,
+    minutes: float,
+    seed: int,
+    console: Console,
+    questions_per_type: int = QUESTIONS_PER_TYPE,
+    processes: int | None = None,
 ) -> Evaluation:
     """Train the desk recipe, measure it on held-out handwriting beside its baselines, and write the report.
 
     A folder that holds the same run already is taken up where it stopped; what is finished is not done again.
 
+    On a CPU it trains in `processes`, by default in two where there are two cores.
+
     Raises: RunError for a folder that holds another run, or a full disk; what training and evaluation raise.
     """
     folder = Path(folder)
+    if processes is None:
+        processes = 1 if torch.cuda.is_available() else min(cores(), PROCESSES)
     recipe = desk(minutes)
     say = console.print
     say("[bold]Weft demo[/]: a multimodal language model grown from nothing on real handwriting.")
     say(f"[dim]{len(recipe.stages)} stages, about {minutes:g} minutes of training on two CPU cores; all in[/] {folder}\n")
     times = StageTimes(folder)
-    trainer = Trainer(recipe, folder, tokenizer=tokenizer(), seed=seed, callbacks=[progress_view(console), times])
+    trainer = Trainer(
+        recipe, folder, tokenizer=tokenizer(), seed=seed, callbacks=[progress_view(console), times], processes=processes
+    )
     trainer.fit(resume=(folder / RUN).exists())
 
     say("\n[bold]Measuring[/] on handwriting that no stage ever saw, beside three baselines")

@@ -26,3 +26,12 @@ ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a run folder, a folder in transformers layout, or a hub name.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.", show_default=False)]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        help="Train on a CPU in so many processes of one thread, which share every step.",
+        show_default=False,
+        min=1,
+    ),
+]

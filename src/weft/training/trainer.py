@@ -23,11 +23,12 @@ from weft.training.checkpointing import CheckpointPlace, Checkpoints
 from weft.training.data_stream import DataStream, SampleOrder
 from weft.training.freezing import freeze
 from weft.training.interrupts import Interrupts, TrainingInterrupted
-from weft.training.logging import RunLog, read_metrics, rewind_metrics
+from weft.training.logging import Log, RunLog, SilentLog, read_metrics, rewind_metrics
 from weft.training.model_folder import WEIGHTS, load_weights, read_weights, write_model_folder
 from weft.training.optimizers import StageOptimizer, build_optimizer
 from weft.training.progress import StageEnd, StageStart, StepReport, TrainingCallback, describe
 from weft.training.randomness import seed_everything
+from weft.training.ranks import LocalRanks, Ranks
 from weft.training.run_folder import RunFolder
 from weft.training.schedules import num_steps
 from weft.training.stage import Recipe, Stage
@@ -43,6 +44,7 @@ class Trainer:
 
     `initialise` fills the first stage's fresh system (published weights). Checkpoints are written every `checkpoint_every`
     steps, or every `checkpoint_seconds`, and on Ctrl-C; the last `keep_checkpoints` stay until their stage is finished.
+    On a CPU, `processes` of one thread each share every step's samples; a run goes on with as many as it was started with.
 
     Raises: ConfigError, before anything is written, for a recipe that cannot be trained as it stands.
     """
@@ -63,6 +65,7 @@ class Trainer:
         validate_every: int | None = None,
         validation_samples: int = 128,
         tensorboard: bool = False,
+        processes: int = 1,
     ) -> None:
         self.recipe = recipe
         self.folder = RunFolder(folder)
@@ -77,7 +80,15 @@ class Trainer:
         self.validate_every = validate_every
         self.validation_samples = validation_samples
         self.tensorboard = tensorboard
-        check_recipe(recipe)
+        self.processes = processes
+        self.ranks = Ranks()
+        if processes < 1:
+            raise ConfigError(f"training takes 1 process or more, got {processes}")
+        check_recipe(recipe, processes)
+        if processes > 1 and self.device.type != "cpu":
+            raise ConfigError(
+                f"{processes} processes share the cores of one machine; on {self.device.type} train in one process"
+            )
 
     def fit(self, resume: bool = False) -> Path:
         """Train what is not trained yet; returns the last stage's model folder.
@@ -88,11 +99,12 @@ class Trainer:
         tokenizer_text = self.tokenizer.backend.to_str()
         try:
             if resume:
-                self.folder.resume(self.recipe, self.seed, tokenizer_text)
+                self.processes = self.folder.resume(self.recipe, self.seed, tokenizer_text)
                 self._rewind()
             else:
-                self.folder.start(self.recipe, self.seed, tokenizer_text)
-            self._fit_logged()
+                self.folder.start(self.recipe, self.seed, tokenizer_text, self.processes)
+            with LocalRanks(self.processes, self._train_along) as self.ranks:
+                self._fit_logged()
         except Exception:
             self.folder.abandon()
             raise
@@ -102,6 +114,13 @@ class Trainer:
                 if (close := getattr(callback, "close", None)) is not None:
                     close()
         return self.folder.model
+
+    def _train_along(self, ranks: Ranks) -> None:
+        """What every rank but the first does: the same steps, without a word."""
+        self.ranks, self.callbacks = ranks, ()
+        self.folder.release()  # the first rank's hold on the folder ends with the first rank
+        with Interrupts() as interrupts:
+            self._fit(SilentLog(), interrupts)
 
     def _fit_logged(self) -> None:
         log = RunLog(self.folder.path, self.tensorboard)
@@ -115,20 +134,20 @@ class Trainer:
         finally:
             log.close()
 
-    def _fit(self, log: RunLog, interrupts: Interrupts) -> None:
+    def _fit(self, log: Log, interrupts: Interrupts) -> None:
         system: System | None = None
         for index, stage in enumerate(self.recipe.stages):
             if self.folder.stage(stage.name).exists():
                 continue
             self._train_stage(index, stage, system := self._system(index, system, log), log, interrupts)
         last = self.recipe.stages[-1].name
-        if not self.folder.model.exists():
+        if self.ranks.first and not self.folder.model.exists():
             self.folder.publish(last)
         log.text(f"finished: {self.folder.model}")
         if interrupts.requested:  # too late for a step: what the caller would do next is what is stopped
             raise TrainingInterrupted(f"training had finished when it was told to stop; {self.folder.model} is whole")
 
-    def _system(self, index: int, before: System | None, log: RunLog) -> System:
+    def _system(self, index: int, before: System | None, log: Log) -> System:
         """The stage's system as it starts: fresh, taken from earlier stages, or the one before going on."""
         stage = self.recipe.stages[index]
         seed_everything(self.seed, stage.name, "build")
@@ -150,7 +169,7 @@ class Trainer:
                 log.text(f"stage {stage.name}: {len(unplaced)} tensors of earlier stages have no place here: {shown}")
         return system.to(self.device)
 
-    def _train_stage(self, index: int, stage: Stage, system: System, log: RunLog, interrupts: Interrupts) -> None:
+    def _train_stage(self, index: int, stage: Stage, system: System, log: Log, interrupts: Interrupts) -> None:
         began = time.perf_counter()
         processor = stage.processor.build(self.tokenizer, stage.system)
         dataset = stage.data.build()
@@ -159,6 +178,8 @@ class Trainer:
         reduced = torch.bfloat16 if stage.precision == "bf16" else torch.float32
         optimizer = build_optimizer(stage.optimizer, system, trained, reduced)
         objective = stage.objective.build().to(self.device)
+        if self.ranks.group is not None:
+            objective.across(self.ranks.group)
         self._require_space(stage, system, trained)
 
         seed_everything(self.seed, stage.name, "steps")
@@ -179,7 +200,14 @@ class Trainer:
         log.text(f"stage {stage.name} steps {first}..{steps}: {share}")
 
         loop = StageLoop(
-            stage, system, objective, optimizer, steps=steps, device=self.device, last_good=partial(self._last_good, stage)
+            stage,
+            system,
+            objective,
+            optimizer,
+            steps=steps,
+            device=self.device,
+            last_good=partial(self._last_good, stage),
+            ranks=self.ranks,
         )
         last: dict[str, StepReport] = {}
         lines = {"last": 0.0}
@@ -201,12 +229,14 @@ class Trainer:
             due = time.perf_counter() - saved["time"] >= self.checkpoint_seconds
             if self.checkpoint_every is not None:
                 due = step % self.checkpoint_every == 0
-            if interrupts.requested or (due and step < steps):
-                place = self.checkpoints.save(stage.name, step, self.folder.run_id, system, optimizer, objective)
+            (stopping,) = self.ranks.any(interrupts.requested)
+            kept = self.checkpoints.folder
+            if self.ranks.first and (stopping or (due and step < steps)):
+                kept = self.checkpoints.save(stage.name, step, self.folder.run_id, system, optimizer, objective).path
                 saved["time"] = time.perf_counter()
-            if interrupts.requested:
-                done = f"stopped after step {step} of stage {stage.name!r}"
-                raise TrainingInterrupted(f"{done}; {place.path} is kept")
+            if stopping:
+                raise TrainingInterrupted(f"stopped after step {step} of stage {stage.name!r}; {kept} is kept")
+            self._seed_step(stage, step)
 
         assemble = partial(_assemble, packing=stage.packing, max_tokens=stage.max_tokens)
         stream = DataStream(
@@ -218,14 +248,18 @@ class Trainer:
             start=first,
             stop=steps,
             ahead=0 if self.device.type == "cpu" else _STEPS_AHEAD,
+            ranks=self.ranks,
         )
         validation = self._validation(stage, processor, assemble, whole=not objective.additive)
+        self._seed_step(stage, first)
         with stream:
             loop.run(stream, tell, keep, validation, self.validate_every)
 
         system.eval()
-        write_model_folder(self.folder.stage(stage.name), system, processor)
-        self.checkpoints.drop(stage.name)
+        if self.ranks.first:
+            write_model_folder(self.folder.stage(stage.name), system, processor)
+            self.checkpoints.drop(stage.name)
+        self.ranks.wait()  # later stages take from the folder
         end = StageEnd(
             name=stage.name,
             seconds=time.perf_counter() - began,
@@ -236,6 +270,11 @@ class Trainer:
         log.text(f"stage {stage.name} finished in {end.seconds:.1f} s: {end.folder}")
         for callback in self.callbacks:
             callback.on_stage_end(end)
+
+    def _seed_step(self, stage: Stage, step: int) -> None:
+        """Of several ranks each draws by itself, and nobody keeps their generators: a step's draws depend on its number."""
+        if self.ranks.size > 1:
+            seed_everything(self.seed, stage.name, "step", step, self.ranks.rank)
 
     def _validation(
         self, stage: Stage, processor: Processor, assemble: Callable[[Sequence[EncodedSample]], MultimodalBatch], whole: bool
@@ -252,8 +291,12 @@ class Trainer:
         count = count if dataset.endless else min(count, len(dataset))
         if whole and count >= size:
             count -= count % size
-        samples = [processor.encode(dataset[i], max_tokens=stage.max_tokens) for i in range(count)]
-        return [assemble(samples[i : i + size]) for i in range(0, len(samples), size)]
+        if not whole:
+            size *= self.ranks.size
+        if (rest := count % size) < self.ranks.size:
+            count -= rest  # too few for every rank to have one
+        batches = [self.ranks.share(range(first, min(first + size, count))) for first in range(0, count, size)]
+        return [assemble([processor.encode(dataset[i], max_tokens=stage.max_tokens) for i in part]) for part in batches]
 
     def _restore(self, stage: Stage, system: System, optimizer: StageOptimizer, objective: Objective) -> int:
         place = self._newest(stage)
@@ -286,7 +329,7 @@ class Trainer:
         self.folder.require_space(needed, f"stage {stage.name!r}")
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe, processes: int = 1) -> None:
     """Find what would stop a later stage before the first one starts; systems are built without memory.
 
     Raises: ConfigError for doubled stage names, patterns that match nothing, parameters that no stage fills, and objectives
@@ -299,6 +342,10 @@ def check_recipe(recipe: Recipe) -> None:
     for index, stage in enumerate(recipe.stages):
         objective = type(stage.objective.build())
         micro = stage.micro_batch_size or stage.batch_size
+        if stage.batch_size < processes:
+            raise ConfigError(
+                f"stage {stage.name!r} takes {stage.batch_size} samples a step, too few for {processes} processes; give fewer"
+            )
         if not objective.additive and (stage.packing or micro < stage.batch_size):
             raise ConfigError(
                 f"stage {stage.name!r}: {objective.__name__} compares the samples of a batch, so it can be neither accumulated "

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from weft.serving.commands.chat import chat
-from weft.serving.options import Seed
+from weft.serving.options import Processes, Seed
 
 
 def demo(
     minutes: Annotated[float, typer.Option("--minutes", help="Training time to plan for, in minutes.", min=0.05)] = 8.0,
     seed: Seed = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.")] = Path("demo"),
+    processes: Processes = None,
 ) -> None:
     """Build, train and measure a small multimodal model on real handwriting; then talk to it."""
     from rich.console import Console
@@ -25,7 +26,7 @@ def demo(
 
     console = Console()
     try:
-        run_demo(output, minutes, seed, console)
+        run_demo(output, minutes, seed, console, processes=processes)
     except TrainingInterrupted as stop:
         raise TrainingInterrupted(f"{stop}; the same command goes on") from None
     picture = output / "report" / "canvas.png"

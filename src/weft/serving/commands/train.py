@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from weft.serving.options import Device, Override, Seed, Size, Tiny
+from weft.serving.options import Device, Override, Processes, Seed, Size, Tiny
 
 
 def train(
@@ -49,6 +49,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, bit for bit on the CPU.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
+    processes: Processes = None,
     checkpoint_minutes: Annotated[float, typer.Option("--checkpoint-minutes", help="Between checkpoints.", min=0.01)] = 2.0,
     validate_every: Annotated[
         int | None, typer.Option("--validate-every", help="Steps between validation losses.", show_default="the end", min=1)
@@ -82,6 +83,7 @@ def train(
         output,
         seed=seed,
         device=chosen_device(device),
+        processes=processes or 1,
         callbacks=(progress_view(console),),
         checkpoint_seconds=60 * checkpoint_minutes,
         validate_every=validate_every,
