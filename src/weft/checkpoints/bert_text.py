@@ -1,4 +1,4 @@
-"""BERT and RoBERTa as text towers, in the layout of the `transformers` library; parts of the files of whole models."""
+"""BERT and RoBERTa in the layout of the `transformers` library: text towers, which are parts of the files of whole models."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 from weft.checkpoints.activation_names import from_transformers, to_transformers
 from weft.checkpoints.key_map import KeyMap
 from weft.encoders.bert_text import BertText
+from weft.language_models.bert import Bert
 
-_COUNTS = "a buffer that counts positions or types, not needed"
-_NAMES = {
+COUNTS = "a buffer that counts positions or types, not needed"
+TRUNK = {
     "embeddings.word_embeddings": "token_embedding",
     "embeddings.position_embeddings": "position_embedding",
     "embeddings.token_type_embeddings": "type_embedding",
@@ -28,13 +29,13 @@ _NAMES = {
 
 def bert_map(config: BertText.Config) -> KeyMap:
     """The tower without its head; a pooler that the config has not is dropped."""
-    drop = dict.fromkeys(("embeddings.position_ids", "embeddings.token_type_ids"), _COUNTS)
+    drop = dict.fromkeys(("embeddings.position_ids", "embeddings.token_type_ids"), COUNTS)
     if config.pooler:
-        return KeyMap(rename={**_NAMES, "pooler.dense": "pooler"}, drop=drop)
-    return KeyMap(rename=_NAMES, drop={**drop, "pooler.*": "this tower takes the first token as it is"})
+        return KeyMap(rename={**TRUNK, "pooler.dense": "pooler"}, drop=drop)
+    return KeyMap(rename=TRUNK, drop={**drop, "pooler.*": "this tower takes the first token as it is"})
 
 
-def read_sizes(saved: Mapping[str, Any], default: BertText.Config, first_position: int) -> dict[str, Any]:
+def read_sizes(saved: Mapping[str, Any], default: BertText.Config | Bert.Config, first_position: int) -> dict[str, Any]:
     """The fields that the tower takes from a `bert` or `roberta` kind of config; what it leaves out has `default`'s value."""
     activation = saved.get("hidden_act")
     positions = saved.get("max_position_embeddings", first_position + default.context)
@@ -52,11 +53,12 @@ def read_sizes(saved: Mapping[str, Any], default: BertText.Config, first_positio
     }
 
 
-def write_sizes(config: BertText.Config) -> dict[str, Any]:
+def write_sizes(config: BertText.Config | Bert.Config) -> dict[str, Any]:
     """The fields that `read_sizes` reads."""
+    first_position = config.first_position if isinstance(config, BertText.Config) else 0
     return {
         "vocab_size": config.vocabulary,
-        "max_position_embeddings": config.first_position + config.context,
+        "max_position_embeddings": first_position + config.context,
         "type_vocab_size": config.num_text_types,
         "hidden_size": config.width,
         "num_hidden_layers": config.num_layers,

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from weft.core.attention_rule import AttentionRule
 from weft.core.batch import TextSide
-from weft.core.errors import ConfigError
 from weft.core.interfaces import TextEncoder
-from weft.layers.attention import Attention
-from weft.layers.post_norm_block import PostNormBlock, PostNormFeedForward
+from weft.layers.post_norm_block import post_norm_blocks
 from weft.layers.projection_heads import HeadKind, projection_head
 from weft.layers.single_texts import check_single_texts
 from weft.layers.slots import BlockContext
@@ -49,12 +47,6 @@ class BertText(TextEncoder):
         head: HeadKind = "two_layer"
         norm_eps: float = 1e-12
 
-        def __post_init__(self) -> None:
-            if self.width % self.num_heads:
-                raise ConfigError(
-                    f"width {self.width} does not split into {self.num_heads} heads; choose a number of heads that divides it"
-                )
-
         def build(self) -> BertText:
             return BertText(self)
 
@@ -83,14 +75,7 @@ class BertText(TextEncoder):
         self.position_embedding = nn.Embedding(c.first_position + c.context, c.width)
         self.type_embedding = nn.Embedding(c.num_text_types, c.width)
         self.input_norm = nn.LayerNorm(c.width, eps=c.norm_eps)
-        self.blocks = nn.ModuleList(
-            PostNormBlock(
-                Attention(c.width, c.num_heads, layer=layer),
-                nn.LayerNorm(c.width, eps=c.norm_eps),
-                PostNormFeedForward(c.width, c.feed_forward_width, c.activation, c.norm_eps),
-            )
-            for layer in range(c.num_layers)
-        )
+        self.blocks = post_norm_blocks(c.width, c.num_layers, c.num_heads, c.feed_forward_width, c.activation, c.norm_eps)
         self.pooler = nn.Linear(c.width, c.width) if c.pooler else None
         self.initialise()
         # the published code starts heads as PyTorch does

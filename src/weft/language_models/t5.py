@@ -202,7 +202,7 @@ def _run(
     """`LanguageModel.forward` of one half."""
     stop = len(half.blocks) if stop is None else stop
     rule = sequence.rule.with_score_bias(half.position_bias)
-    context = BlockContext(rule, modality=sequence.modality, cache=cache)
+    context = BlockContext(rule, modality=sequence.modality, cache=cache, routing=sequence.routing)
     hidden, memory = working_precision(sequence.embeddings), sequence.memory
     for block in islice(half.blocks, start, stop):
         hidden, memory = block(hidden, memory, context)

@@ -1,4 +1,4 @@
-"""The post-norm transformer block with its three slots."""
+"""The post-norm transformer block with its three slots, and stacks of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from weft.core.errors import ConfigError
+from weft.layers.attention import Attention
 from weft.layers.feed_forward import activation
 from weft.layers.slots import BlockContext, PassThrough
 
@@ -49,3 +51,22 @@ class PostNormBlock(nn.Module):
         hidden = self.feed_forward(hidden, context)
         hidden, memory = self.after_block(hidden, memory, context)
         return hidden, memory
+
+
+def post_norm_blocks(
+    width: int, num_layers: int, num_heads: int, feed_forward_width: int, activation_name: str, norm_eps: float
+) -> nn.ModuleList:
+    """`num_layers` blocks of multi-head attention and a plain feed-forward, biases everywhere: the trunk of BERT.
+
+    Raises: ConfigError where the width does not split into the heads.
+    """
+    if width % num_heads:
+        raise ConfigError(f"width {width} does not split into {num_heads} heads; choose a number of heads that divides it")
+    return nn.ModuleList(
+        PostNormBlock(
+            Attention(width, num_heads, layer=layer),
+            nn.LayerNorm(width, eps=norm_eps),
+            PostNormFeedForward(width, feed_forward_width, activation_name, norm_eps),
+        )
+        for layer in range(num_layers)
+    )
