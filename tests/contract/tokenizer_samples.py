@@ -35,6 +35,7 @@ MULTILINGUAL = (
 SPECIAL = (
     "<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
     "<|user|>", "<|assistant|>", "<|end|>",
+    "<|endofchunk|>", "<end_of_utterance>", "<fake_token_around_image>",
 )  # fmt: skip
 NUM_POSITIONS = 4
 

@@ -29,6 +29,7 @@ class Template:
     media_first: bool = True  # media of a turn move to its head, each within header and footer, and its text is stripped
     media_header: str = ""
     media_footer: str = "\n"
+    media_around: str = ""  # stands before and behind every medium, once between adjacent ones
     media_before_turn: bool = False  # with `media_first`: they stand before the turn's header
     user_text: bool = True  # False: only the media of user turns are written
     caption: bool = False
@@ -117,6 +118,22 @@ _TEMPLATES = (
         assistant_header="<|assistant|>",
         answer_lead=" ",  # so that a word has one token, wherever it stands
         answer_end="<|end|>",
+        media_footer="",
+    ),
+    # Flamingo (arXiv:2204.14198), in OpenFlamingo's spelling (arXiv:2308.01390): chunks of text behind their pictures. Flamingo
+    # puts a space before half of its texts; here before all, so that a word has one token, wherever it stands
+    Template(name="flamingo", answer_lead=" ", answer_end="<|endofchunk|>", media_first=False, media_footer=""),
+    # IDEFICS (arXiv:2306.16527), as instructed
+    Template(
+        name="idefics",
+        user_header="User: ",
+        user_footer="<end_of_utterance>",
+        assistant_header="Assistant:",
+        answer_lead=" ",
+        answer_end="<end_of_utterance>",
+        between="\n",
+        media_first=False,
+        media_around="<fake_token_around_image>",
         media_footer="",
     ),
     # CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)

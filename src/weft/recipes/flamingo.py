@@ -2,9 +2,9 @@
 
 Source: arXiv:2204.14198. Neither weights nor data were published, nor Chinchilla itself: a decoder of its layers, width and
 heads stands in its place, with a gated feed-forward of the same arithmetic, 8 D^2 a layer (Chinchilla's is four widths wide,
-without a gate). The paper gives the layers of the 9B's language model as 40, which is more than the 7.1 billion parameters that it
-gives too; layers and placement are followed here. It adds gradients of interleaved web pages (M3W), pairs (ALIGN, LTIP) and
-videos (VTP) with weights 1.0, 0.2, 0.2 and 0.03; here one stage reads documents in LLaVA's JSON.
+without a gate). The paper gives the layers of the 9B's language model as 40, which makes more than the 7.1 billion parameters
+that it gives too; layers and placement are followed here. Training adds gradients of interleaved web pages (M3W), pairs (ALIGN,
+LTIP) and videos (VTP); here one stage reads documents in LLaVA's JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weft.language_models.decoder import Decoder
 from weft.layers.added_tokens import AddedTokens
 from weft.objectives.next_token import NextToken
 from weft.projectors.perceiver import Perceiver
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk, with_fast_gates
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
@@ -90,7 +90,7 @@ def tiny() -> Recipe:
         added_tokens=AddedTokens.Config(tied=True),
     )
     data = {"train": desk_dialogues()}
-    made = shrunk(flamingo(), dict.fromkeys(data, system), data, steps=20, image_size=64)
+    made = shrunk(flamingo(), dict.fromkeys(data, system), data, steps=40, image_size=64)
     transform = VideoTransform(frame=ImageTransform(size=64), num_frames=2)
     processor = replace(made.processor, transforms={"image": transform})
-    return replace(made, stages=tuple(replace(stage, processor=processor) for stage in made.stages))
+    return with_fast_gates(replace(made, stages=tuple(replace(stage, processor=processor) for stage in made.stages)))

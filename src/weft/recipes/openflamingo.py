@@ -1,8 +1,8 @@
 """OpenFlamingo: CLIP's patches through a Perceiver into gated blocks between the layers of a frozen, open language model.
 
 Source: arXiv:2308.01390. The published run mixes LAION-2B pairs and MMC4 documents at weights 0.2 and 1.0, 180 million samples
-in all; here one stage reads whatever documents are written in LLaVA's JSON. A document is a row of turns: pictures stand in turns
-of the user, the text behind them, which is learned up to `<|endofchunk|>`, in turns of the assistant.
+in all; here one stage reads whatever documents are written in LLaVA's JSON. A document is a row of turns: pictures stand in
+turns of the user, the text behind them, which is learned up to `<|endofchunk|>`, in turns of the assistant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weft.language_models.mpt import Mpt
 from weft.layers.added_tokens import AddedTokens
 from weft.objectives.next_token import NextToken
 from weft.projectors.perceiver import Perceiver
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk, with_fast_gates
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
@@ -92,4 +92,4 @@ def tiny() -> Recipe:
         added_tokens=AddedTokens.Config(tied=True),
     )
     data = {"train": desk_dialogues()}
-    return shrunk(openflamingo(), dict.fromkeys(data, system), data, steps=20, image_size=64)
+    return with_fast_gates(shrunk(openflamingo(), dict.fromkeys(data, system), data, steps=40, image_size=64))
