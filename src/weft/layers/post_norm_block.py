@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from weft.core.errors import ConfigError
 from weft.layers.attention import Attention
 from weft.layers.feed_forward import activation
+from weft.layers.routes import routed_layer
 from weft.layers.slots import BlockContext, PassThrough
 
 
@@ -24,8 +25,12 @@ class PostNormFeedForward(nn.Module):
         self.down = nn.Linear(hidden_width, width)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.activation = activation(activation_name)
+        self.routes = nn.ModuleDict()
 
-    def forward(self, hidden: Tensor, context: BlockContext) -> Tensor:
+    def forward(self, hidden: Tensor, context: BlockContext | None = None) -> Tensor:
+        """Without a context every token goes this way; with one, each goes through its expert, where there are experts."""
+        if context is not None and context.routing is not None and self.routes:
+            return routed_layer(self, hidden, context.routing)
         return self.norm(hidden + self.down(self.activation(self.up(hidden))))
 
 
