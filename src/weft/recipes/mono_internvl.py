@@ -1,0 +1,107 @@
+"""Mono-InternVL: no vision encoder, patches go into InternLM2 whose blocks have a second feed-forward for them.
+
+Source: arXiv:2410.08202. The feed-forwards for visual tokens start as copies of the text's. Endogenous visual pre-training
+(EViP) teaches them alone on noisy pairs, then on synthetic captions, then together with the attention on tasks; instruction
+tuning trains everything. The stages differ in how many tiles of a picture they look at.
+
+What pre-training took as rates and batches is not published with the code: those of its three stages are ours. Instruction
+tuning has the released script's, without its drop path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weft.data.datasets.llava_json import LlavaJson
+from weft.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
+from weft.data.processor import Processor
+from weft.data.tiles import DynamicTiling, PictureTiles
+from weft.encoders.patch_vision import PatchVision
+from weft.fusion.token_concatenation import TokenConcatenation
+from weft.fusion.visual_expert import VisualExpert
+from weft.language_models.decoder import Decoder
+from weft.objectives.next_token import NextToken
+from weft.projectors.pixel_shuffle import PixelShuffle
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, shrunk
+from weft.systems.multimodal_lm import MultimodalLM, Stream
+from weft.training.stage import Optimizer, Recipe, Schedule, Stage
+
+TOKENS_PER_TILE = 256
+VISUAL = ("streams.image.*", "language_model.blocks.*.feed_forward.routes.*")
+ATTENTION = "language_model.blocks.*.attention.*"
+
+_VIEW = ImageTransform(size=448, resize="direct", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def mono_internvl() -> Recipe:
+    """Mono-InternVL-2B; its vocabulary has nine tokens more than InternLM2's."""
+    stream = Stream.Config(encoder=PatchVision.Config(), projector=PixelShuffle.Config(ratio=2))
+    system = _system(replace(Decoder.Config.sizes()["internlm2-1.8b"], vocabulary=92_553), stream)
+    return Recipe(
+        name="mono-internvl",
+        size="2b",
+        paper="2410.08202",
+        about="patches straight into InternLM2, which has a second feed-forward for them",
+        stages=(
+            _pretraining(
+                system, "concept", "S1.1: patches and visual feed-forwards learn concepts from noisy pairs", 1280, VISUAL
+            ),
+            _pretraining(system, "semantic", "S1.2: the same from synthetic captions", 1792, VISUAL),
+            _pretraining(
+                system, "align", "S1.3: attention learns with them on captions, boxes and text", 3328, (*VISUAL, ATTENTION)
+            ),
+            Stage(
+                name="instruct",
+                title="S2: everything learns to follow instructions",
+                system=system,
+                train=("*",),
+                processor=_processor(6400),
+                data=LlavaJson.Config(path="instructions.json", images="images"),
+                objective=NextToken.Config(),
+                batch_size=128,
+                micro_batch_size=8,
+                epochs=1,
+                max_tokens=8192,
+                optimizer=Optimizer(learning_rate=4e-5, weight_decay=0.01),
+                schedule=Schedule(decay="cosine", warmup=0.03),
+            ),
+        ),
+    )
+
+
+def tiny() -> Recipe:
+    """Mono-InternVL at CPU size, all of its stages."""
+    stream = Stream.Config(encoder=PatchVision.Config(image_size=64, patch_size=8, width=64), projector=PixelShuffle.Config())
+    decoder = replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512)
+    published = mono_internvl()
+    data = {stage.name: desk_captions() for stage in published.stages} | {"instruct": desk_dialogues()}
+    return shrunk(published, dict.fromkeys(data, _system(decoder, stream)), data, steps=20, image_size=64)
+
+
+def _system(decoder: Decoder.Config, stream: Stream.Config) -> MultimodalLM.Config:
+    fusions = (TokenConcatenation.Config(), VisualExpert.Config(attention=False))
+    return MultimodalLM.Config(language_model=decoder, streams={"image": stream}, fusions=fusions)
+
+
+def _processor(max_media_tokens: int) -> Processor.Config:
+    """Tiles within a budget of visual tokens for a picture, its thumbnail's among them."""
+    tiling = DynamicTiling(max_tiles=max_media_tokens // TOKENS_PER_TILE - 1)
+    return Processor.Config(template="internlm2_chat", transforms={"image": PictureTiles(view=_VIEW, tiling=tiling)})
+
+
+def _pretraining(system: MultimodalLM.Config, name: str, title: str, max_media_tokens: int, train: tuple[str, ...]) -> Stage:
+    return Stage(
+        name=name,
+        title=title,
+        system=system,
+        train=train,
+        processor=_processor(max_media_tokens),
+        data=LlavaJson.Config(path=f"{name}.json", images="images"),
+        objective=NextToken.Config(),
+        batch_size=4096,
+        micro_batch_size=16,
+        epochs=1,
+        max_tokens=4096,
+        optimizer=Optimizer(learning_rate=1e-4 if train == VISUAL else 5e-5, weight_decay=0.01),
+        schedule=Schedule(decay="cosine", warmup=0.03),
+    )
