@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import tiny_seq2seq
 import torch
 from tiny_training import VOCABULARY, Squares, processor, system, tokenizer
 
@@ -17,22 +18,32 @@ SAMPLES = (0, 1, 4, 2, 3, 9, 5)  # with and without a picture, answers of one to
 TOLERANCE = 1e-5  # fp32; the same sums over rows of other lengths
 
 
-LANGUAGE_MODELS = sorted(parts("language_models"))
+READING = "{} and its encoder"
+LANGUAGE_MODELS = [*sorted(parts("language_models")), *map(READING.format, tiny_seq2seq.ENCODER_DECODERS)]
 every_language_model = pytest.mark.parametrize("language_model", LANGUAGE_MODELS)
+
+
+def config_of(language_model):
+    """A system of a language model alone or, for one with an encoder, once more of both halves."""
+    for name in tiny_seq2seq.ENCODER_DECODERS:
+        if language_model == READING.format(name):
+            return tiny_seq2seq.system(name)
+    tiny = replace(parts("language_models")[language_model].Config.tiny(), vocabulary=VOCABULARY)
+    return replace(system(), language_model=tiny)
 
 
 def setting(language_model="decoder"):
     torch.manual_seed(0)
-    tiny = replace(parts("language_models")[language_model].Config.tiny(), vocabulary=VOCABULARY)
-    model = replace(system(), language_model=tiny).build()
-    encoder = processor().build(tokenizer(), system())
+    config = config_of(language_model)
+    model = config.build()
+    encoder = processor().build(tokenizer(), config)
     dataset = Squares.Config().build()
     return model, [encoder.encode(dataset[i]) for i in SAMPLES]
 
 
 def by_sample(batch, values):
     """Values [B, T, ...] of each sample's own tokens, by sample id."""
-    return {s.id: values[s.row][batch.main.segment[s.row] == s.segment] for s in batch.samples}
+    return {s.id: values[s.row][batch.written.segment[s.row] == s.segment] for s in batch.samples}
 
 
 def gradients_of(model, batch):
@@ -56,8 +67,11 @@ def packed(request):
 def test_every_sample_is_packed_once_and_whole(packed):
     _, samples, batch = packed
     assert sorted(s.id for s in batch.samples) == sorted(s.id for s in samples)
-    assert batch.num_tokens == sum(len(s) for s in samples)
-    assert int((batch.main.targets["text"] != IGNORE).sum()) == sum(int((s.targets != IGNORE).sum()) for s in samples)
+    both = [(s.tokens, s.targets) for s in samples] + [(s.decoder.tokens, s.decoder.targets) for s in samples if s.decoder]
+    assert batch.num_tokens == sum(len(tokens) for tokens, _ in both)
+    assert int((batch.written.targets["text"] != IGNORE).sum()) == sum(int((t != IGNORE).sum()) for _, t in both)
+    if batch.decoder is not None:
+        assert batch.main.segment.amax(1).equal(batch.decoder.segment.amax(1)), "both sides of a row share segment numbers"
 
 
 def test_packed_logits_are_those_of_the_samples_alone(packed):
@@ -83,13 +97,16 @@ def test_every_kernel_keeps_packed_samples_apart(kernel, language_model):
     model, samples = setting(language_model)
     batch = collate(pack(samples, 160))
     first = batch.samples[0]
-    changed = batch.main.tokens.clone()
-    others = (batch.main.segment[first.row] != first.segment) & (batch.main.modality[first.row] == 0)
-    assert others.any()
-    changed[first.row, others] = 7
+    sides = {"main": batch.main} if batch.decoder is None else {"main": batch.main, "decoder": batch.decoder}
+    for name, side in sides.items():
+        tokens = side.tokens.clone()
+        others = (side.segment[first.row] != first.segment) & (side.modality[first.row] == 0)
+        assert others.any()
+        tokens[first.row, others] = 7
+        sides[name] = replace(side, tokens=tokens)
     with torch.no_grad(), force_kernel(kernel):
         before = by_sample(batch, model(batch).logits())[first.id]
-        after = by_sample(batch, model(replace(batch, main=replace(batch.main, tokens=changed))).logits())[first.id]
+        after = by_sample(batch, model(replace(batch, **sides)).logits())[first.id]
     assert torch.equal(before, after)
 
 
@@ -98,7 +115,7 @@ def test_every_kernel_gives_every_language_model_the_same_logits(language_model)
     """On packed rows and on one sample a row, whatever the model adds to its scores."""
     model, samples = setting(language_model)
     for batch in (collate(pack(samples, 160)), collate(samples)):
-        there = batch.main.segment > 0
+        there = batch.written.segment > 0
         found = {}
         for name in sorted(KERNELS):
             with torch.no_grad(), force_kernel(name):
