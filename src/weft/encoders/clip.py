@@ -102,11 +102,15 @@ class ClipVision(ModalityEncoder):
         nn.init.normal_(self.position_embedding, std=self.config.width**-0.5)
         initialise_blocks(self.blocks, self.config.width)
 
-    def hidden_state(self, units: Tensor, num_blocks: int) -> Tensor:
-        """The state after `num_blocks` blocks, class token first: [N, 1 + G * G, C]."""
+    def embed(self, units: Tensor) -> Tensor:
+        """The state that enters the first block, class token first: [N, 1 + G * G, C]."""
         patches = self.patch_embedding(units)
         first = self.class_embedding.to(patches.dtype).expand(len(units), 1, -1)
-        hidden = self.input_norm(torch.cat((first, patches), 1) + self.position_embedding)
+        return self.input_norm(torch.cat((first, patches), 1) + self.position_embedding)
+
+    def hidden_state(self, units: Tensor, num_blocks: int) -> Tensor:
+        """The state after `num_blocks` blocks, class token first: [N, 1 + G * G, C]."""
+        hidden = self.embed(units)
         rule = AttentionRule.bidirectional(len(hidden), hidden.shape[1], hidden.device)
         return run_blocks(self.blocks, hidden, BlockContext(rule), num_blocks)
 

@@ -143,14 +143,19 @@ class Dinov2(ModalityEncoder):
         side = patches_per_side(c.image_size, c.patch_size)
         return torch.cat((first, interpolate_positions(grid, side, c.position_interpolation)))
 
-    def hidden_state(self, units: Tensor, num_blocks: int) -> Tensor:
-        """The state after `num_blocks` blocks, class token first, then the registers: [N, 1 + R + G * G, C]."""
+    def embed(self, units: Tensor) -> Tensor:
+        """The state that enters the first block, class token first, then the registers: [N, 1 + R + G * G, C]."""
         patches = self.patch_embedding(units)
         first = self.class_embedding.to(patches.dtype).expand(len(units), 1, -1)
         hidden = torch.cat((first, patches), 1) + self.positions()
-        if self.registers is not None:
-            registers = self.registers.to(hidden.dtype).expand(len(units), -1, -1)
-            hidden = torch.cat((hidden[:, :1], registers, hidden[:, 1:]), 1)
+        if self.registers is None:
+            return hidden
+        registers = self.registers.to(hidden.dtype).expand(len(units), -1, -1)
+        return torch.cat((hidden[:, :1], registers, hidden[:, 1:]), 1)
+
+    def hidden_state(self, units: Tensor, num_blocks: int) -> Tensor:
+        """The state after `num_blocks` blocks, class token first, then the registers: [N, 1 + R + G * G, C]."""
+        hidden = self.embed(units)
         rule = AttentionRule.bidirectional(len(hidden), hidden.shape[1], hidden.device)
         return run_blocks(self.blocks, hidden, BlockContext(rule), num_blocks)
 

@@ -191,11 +191,15 @@ class EvaClipVision(ModalityEncoder):
             if self.head is not None:
                 self.head.weight.mul_(0.001)
 
-    def hidden_state(self, units: Tensor, num_blocks: int, whole: bool = True) -> Tensor:
-        """The state after `num_blocks` blocks, class token first: [N, 1 + G * G, C], or fewer patches where not `whole`."""
+    def embed(self, units: Tensor) -> Tensor:
+        """The state that enters the first block, class token first: [N, 1 + G * G, C]."""
         patches = self.patch_embedding(units)
         first = self.class_embedding.to(patches.dtype).expand(len(units), 1, -1)
-        hidden = torch.cat((first, patches), 1) + self.position_embedding
+        return torch.cat((first, patches), 1) + self.position_embedding
+
+    def hidden_state(self, units: Tensor, num_blocks: int, whole: bool = True) -> Tensor:
+        """The state after `num_blocks` blocks, class token first: [N, 1 + G * G, C], or fewer patches where not `whole`."""
+        hidden = self.embed(units)
         side = patches_per_side(self.config.image_size, self.config.patch_size)
         places = grid_places(side, self.config.rotary_side or side, hidden.device)
         if not whole:

@@ -52,9 +52,10 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else NormedConvolution(inputs, outputs, 1, stride, config)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.narrow(x))
-        hidden = F.relu(self.look(hidden))
-        return F.relu(self.widen(hidden) + self.shortcut(x))
+        # In place on what a norm has just made: its gradient keeps its input, not its output.
+        hidden = F.relu_(self.narrow(x))
+        hidden = self.widen(F.relu_(self.look(hidden)))
+        return F.relu_(hidden.add_(self.shortcut(x)))
 
 
 class Resnet(ModalityEncoder):
@@ -168,7 +169,7 @@ class Resnet(ModalityEncoder):
                 f"image units have shape {tuple(units.shape)}, the encoder takes (N, {', '.join(map(str, expected))}); "
                 "set the processor's image size to the encoder's"
             )
-        hidden = F.relu(self.stem(units.to(self.stem.convolution.weight.dtype)))
+        hidden = F.relu_(self.stem(units.to(self.stem.convolution.weight.dtype)))
         hidden = F.max_pool2d(hidden, 3, 2, padding=1)
         for stage in islice(self.stages, num_stages):
             hidden = stage(hidden)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,8 +11,8 @@ from weft.core.errors import unknown_name
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI CLIP's approximation, x * sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
+    """OpenAI CLIP's approximation x * sigmoid(1.702 x), as silu(1.702 x) / 1.702: a gradient keeps one tensor, not two."""
+    return F.silu(x * 1.702).mul_(1 / 1.702)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

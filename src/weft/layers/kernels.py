@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from weft.core.attention_rule import AttentionRule
 from weft.core.memory import View
@@ -60,14 +61,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Te
     segments = rule.segments if rule.shape[1] > 1 else None
     if segments is not None:
         return packed(query, key, value, rule)
-    return _choose(query, rule)(query, key, value, rule)
+    return _choose(query, key, rule)(query, key, value, rule)
 
 
-def _choose(query: Tensor, rule: AttentionRule) -> Kernel:
+def _choose(query: Tensor, key: Tensor, rule: AttentionRule) -> Kernel:
     # Measured: on a CPU the fused kernel's bf16 backward is 5 times slower than matmul and softmax at these lengths.
     reduced = query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type == "cpu" and reduced and query.requires_grad and rule.shape[2] <= 1024:
-        return plain
+        # Beyond twice the head's width the probabilities are more than queries, keys and values that give them again.
+        return recomputed if rule.shape[2] > 2 * query.shape[3] and key.dtype == query.dtype else plain
     return fused
 
 
@@ -94,6 +96,45 @@ def plain(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Ten
     return _silence((torch.softmax(scores, -1).to(value.dtype) @ value).to(dtype), rule)
 
 
+def recomputed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """`plain`, whose backward computes the probabilities again instead of keeping them."""
+    dtype, query = query.dtype, query.to(key.dtype)
+    key, value = _repeat_heads(query, key, value)
+    bias = rule.bias_in(key.dtype) if rule.pattern != "full" or rule.score_bias is not None else None
+    return _silence(_Recomputed.apply(query, key, value, bias).to(dtype), rule)
+
+
+class _Recomputed(torch.autograd.Function):
+    """softmax(query key^T / sqrt(d) + bias) value, its gradient in closed form from queries, keys and values.
+
+    The copies in the order of heads are kept, not the projections that they were read from, so nothing is copied twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        query = (query * (1.0 / math.sqrt(query.shape[-1]))).contiguous()
+        key, value = key.contiguous(), value.contiguous()
+        ctx.save_for_backward(query, key, value, bias)
+        return _probabilities(query, key, bias).to(value.dtype) @ value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        query, key, value, bias = ctx.saved_tensors
+        gradient = gradient.to(value.dtype)
+        probabilities = _probabilities(query, key, bias)
+        of_value = probabilities.mT @ gradient
+        of_scores = torch.ops.aten._softmax_backward_data(gradient @ value.mT, probabilities, -1, probabilities.dtype)
+        of_bias = of_scores.sum_to_size(bias.shape) if bias is not None and ctx.needs_input_grad[3] else None
+        of_query = (of_scores @ key).mul_(1.0 / math.sqrt(query.shape[-1]))
+        return of_query, of_scores.mT @ query, of_value, of_bias
+
+
+def _probabilities(scaled_query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    scores = scaled_query @ key.mT
+    return torch.softmax(scores if bias is None else scores.add_(bias), -1)
+
+
 def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
     """PyTorch's fused kernel. Keys and values may be kept in a higher precision than the query's; it then rules."""
     batch, heads, tokens, width = query.shape
@@ -115,7 +156,7 @@ def packed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Te
     """Sample by sample: gather the segments into a padded batch, attend inside it, scatter back."""
     segments = rule.segments
     if segments is None:
-        return _choose(query, rule)(query, key, value, rule)
+        return _choose(query, key, rule)(query, key, value, rule)
     batch, heads, tokens, width = query.shape
 
     def split(x: Tensor) -> Tensor:  # [B, H, T, d] -> [S, H, L, d]
@@ -123,7 +164,7 @@ def packed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Te
         rows = _Move.apply(x.transpose(1, 2).reshape(-1, width), there, back)
         return rows.view(len(segments.tokens), x.shape[1], -1, width)
 
-    out = _choose(query, segments.rule)(split(query), split(key), split(value), segments.rule)
+    out = _choose(query, key, segments.rule)(split(query), split(key), split(value), segments.rule)
     there, back = segments.rows(heads)
     return _Move.apply(out.reshape(-1, width), back, there).view(batch, tokens, heads, width).transpose(1, 2)
 
@@ -166,7 +207,13 @@ class _Move(torch.autograd.Function):
         return _Move.apply(gradient, back, there), None, None
 
 
-KERNELS: dict[str, Kernel] = {"reference": reference, "plain": plain, "fused": fused, "packed": packed}
+KERNELS: dict[str, Kernel] = {
+    "reference": reference,
+    "plain": plain,
+    "recomputed": recomputed,
+    "fused": fused,
+    "packed": packed,
+}
 
 
 def _repeat_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,35 @@
+"""What layers keep for their gradients: training memory is mostly this."""
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from weft.core.attention_rule import AttentionRule
+from weft.layers.feed_forward import quick_gelu
+from weft.layers.kernels import attend
+
+
+def numbers_kept(call) -> int:
+    """How many numbers a call keeps in all, each storage once."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(kept.values())
+
+
+def test_reduced_attention_over_many_tokens_keeps_queries_keys_and_values_but_no_probabilities():
+    query, key, value = (torch.randn(2, 3, 40, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    rule = AttentionRule.bidirectional(2, 40)
+    assert numbers_kept(lambda: attend(query, key, value, rule)) == 3 * query.numel()  # probabilities: 2 * 3 * 40 * 40 more
+
+
+def test_quick_gelu_keeps_one_tensor_and_is_what_it_says():
+    x = torch.randn(4, 50, dtype=torch.float64, requires_grad=True)
+    assert numbers_kept(lambda: quick_gelu(x)) == x.numel()
+    torch.testing.assert_close(quick_gelu(x), x * torch.sigmoid(1.702 * x))
+    assert torch.autograd.gradcheck(quick_gelu, x)
