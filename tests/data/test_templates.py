@@ -16,6 +16,13 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 WRITTEN = {
+    "internlm2_chat": "<|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。<|im_end|>\n<|im_start|>user\n<img><image></img>\nQ1<|im_end|>\n"
+    "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
+    "cogvlm_caption": "<image>A1</s>A2</s>",
+    "cogvlm_base": "<image>Q1A1</s>Q2A2</s>",
+    "cogvlm_chat": "<image>[INST] Q1 [/INST] A1</s>[INST] Q2 [/INST] A2</s>",
+    "cogvlm_vqa": "<image>Question: Q1 Short answer: A1</s>Question: Q2 Short answer: A2</s>",
     "plain": "<image>A1\nA2\n",
     "vicuna_v1": f"{SYSTEM} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>",
     "llama_3": "<|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
@@ -27,6 +34,11 @@ WRITTEN = {
     "compact": "<|user|><image>Q1<|assistant|> A1<|end|><|user|>Q2<|assistant|> A2<|end|>",
 }
 PROMPT_END = {
+    "internlm2_chat": "Q1<|im_end|>\n<|im_start|>assistant\n",
+    "cogvlm_caption": "<image>",
+    "cogvlm_base": "<image>Q1",
+    "cogvlm_chat": "<image>[INST] Q1 [/INST] ",
+    "cogvlm_vqa": "<image>Question: Q1 Short answer: ",
     "plain": "<image>",
     "vicuna_v1": "USER: <image>\nQ1 ASSISTANT:",
     "llama_3": "Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
