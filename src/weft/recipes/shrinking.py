@@ -19,7 +19,7 @@ TINY_VOCABULARY = 512
 _RATE = 2e-3
 _WARMUP = 0.1
 TINY_SPECIAL = ("<pad>", "<s>", "</s>")
-TINY_ADDED = ("<end_of_utterance>", "<fake_token_around_image>", "<|endofchunk|>", "<image>")
+TINY_ADDED = ("<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>", "<|endofchunk|>", "<image>")
 """Special tokens with the last ids, as where a published system adds them to its language model's tokenizer."""
 
 
