@@ -11,6 +11,7 @@ from weft.recipes.catalogue import recipe as full_recipe
 from weft.recipes.catalogue import recipe_names, tiny_names, tiny_recipe
 from weft.recipes.desk import tokenizer as desk_tokenizer
 from weft.recipes.shrinking import tiny_tokenizer
+from weft.training.cluster_targets import Labelled, find_clusters, frame_features
 from weft.training.data_stream import StepData
 from weft.training.freezing import freeze
 from weft.training.optimizers import build_optimizer
@@ -39,6 +40,17 @@ def is_key_bias(name):
     return name.endswith(".key.bias")
 
 
+def labelled(name, stage):
+    """A stage's data; with targets from earlier stages, the features of one that learned nothing yet are as good as any."""
+    dataset = stage.data.build()
+    if stage.targets is None:
+        return dataset
+    source = None if stage.targets.stage is None else recipe(name).stage(stage.targets.stage)
+    features = frame_features(stage, source, lambda system: None, tokenizer(name))
+    clusters = find_clusters(stage, dataset, features)
+    return Labelled(dataset, stage.system.stream, lambda _, conversation: clusters.labels(features(conversation)))
+
+
 @pytest.mark.parametrize(("name", "stage_name"), STAGES)
 def test_a_step_moves_what_trains_and_nothing_else(name, stage_name):
     stage = recipe(name).stage(stage_name)
@@ -57,7 +69,7 @@ def test_a_step_moves_what_trains_and_nothing_else(name, stage_name):
             if parameter.numel() and not parameter.any():
                 parameter.fill_(0.5)  # gates, adapters and biases that start at zero would hide what lies behind them
     processor = stage.processor.build(tokenizer(name), stage.system)
-    dataset = stage.data.build()
+    dataset = labelled(name, stage)
     batch = collate([processor.encode(dataset[i], max_tokens=stage.max_tokens) for i in range(SAMPLES)])
     trained = freeze(system, stage.train)
     before = {n: p.detach().clone() for n, p in system.named_parameters()}

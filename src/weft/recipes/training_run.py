@@ -57,6 +57,8 @@ class TrainingRun:
             return tiny_tokenizer()
         if (own := own_tokenizer(self.recipe.name)) is not None:
             return own
+        if all(stage.system.context == 0 for stage in self.recipe.stages):
+            return Tokenizer.train((), 256)  # no text is read; a model folder has a tokenizer all the same
         raise ConfigError(
             f"recipe {self.recipe.name!r} needs the tokenizer of its language model; give --tokenizer FILE, or start from "
             "published weights with --from language_model=PATH, which bring theirs"

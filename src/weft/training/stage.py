@@ -13,6 +13,7 @@ from weft.core.errors import ConfigError, unknown_name
 from weft.core.interfaces import Objective, System
 from weft.data.dataset import Dataset
 from weft.data.processor import Processor
+from weft.training.cluster_targets import ClusterTargets
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -84,6 +85,7 @@ class Stage(config.Config):
     the stage before, it is built anew and `takes` maps source patterns of earlier stages to target prefixes:
     `{"tower": {"media.*": "streams.image.encoder."}}`. Every target key is filled or matches a pattern in `new`.
     Position tables that match a pattern in `interpolates` are taken at another grid, bicubically.
+    `targets` are found before the first step, and the data is read with them.
     Units: `batch_size` samples per optimizer step, `micro_batch_size` per forward (None: all at once), `max_tokens` per sample.
     """
 
@@ -97,6 +99,7 @@ class Stage(config.Config):
     processor: Processor.Config
     data: Dataset.Config
     validation: Dataset.Config | None = None
+    targets: ClusterTargets | None = None
     objective: Objective.Config
     batch_size: int
     micro_batch_size: int | None = None

@@ -15,11 +15,21 @@ from weft.core.batch import MultimodalBatch
 from weft.core.errors import ConfigError, RunError, WeftError
 from weft.core.interfaces import Objective, System
 from weft.data.collate import collate
+from weft.data.dataset import Dataset
 from weft.data.encoded_sample import EncodedSample
 from weft.data.packing import pack
 from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
 from weft.training.checkpointing import CheckpointPlace, Checkpoints
+from weft.training.cluster_targets import (
+    FrameFeatures,
+    Labelled,
+    check_targets,
+    frame_features,
+    read_clusters,
+    system_of,
+    write_cluster_targets,
+)
 from weft.training.data_stream import DataStream, SampleOrder
 from weft.training.freezing import freeze
 from weft.training.interrupts import Interrupts, TrainingInterrupted
@@ -172,7 +182,7 @@ class Trainer:
     def _train_stage(self, index: int, stage: Stage, system: System, log: Log, interrupts: Interrupts) -> None:
         began = time.perf_counter()
         processor = stage.processor.build(self.tokenizer, stage.system)
-        dataset = stage.data.build()
+        dataset = self._dataset(stage)
         steps = num_steps(stage, len(dataset))
         trained = freeze(system, stage.train, f"stage {stage.name!r}")
         reduced = torch.bfloat16 if stage.precision == "bf16" else torch.float32
@@ -271,6 +281,32 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_stage_end(end)
 
+    def _dataset(self, stage: Stage) -> Dataset:
+        """The stage's data; its targets are found now where it has some, unless an interrupted run found them already."""
+        dataset, place = stage.data.build(), self.folder.targets(stage.name)
+        if stage.targets is None:
+            return dataset
+        if self.ranks.first and not place.exists():
+            write_cluster_targets(place, stage, dataset, self._frame_features(stage))
+        self.ranks.wait()
+        return Labelled.from_folder(dataset, stage, place)
+
+    def _with_targets(self, stage: Stage, held_out: Dataset) -> Dataset:
+        """Held-out data, labelled by the clusters of the training data."""
+        if stage.targets is None:
+            return held_out
+        clusters, features = read_clusters(self.folder.targets(stage.name)), self._frame_features(stage)
+        return Labelled(held_out, system_of(stage).stream, lambda _, conversation: clusters.labels(features(conversation)))
+
+    def _frame_features(self, stage: Stage) -> FrameFeatures:
+        assert stage.targets is not None
+        name = stage.targets.stage
+        if name is None:
+            return frame_features(stage, None, lambda system: None, self.tokenizer)
+        place = self.folder.stage(name) / WEIGHTS
+        fill = lambda system: load_weights(system, read_weights(place), str(place))  # noqa: E731
+        return frame_features(stage, self.recipe.stage(name), fill, self.tokenizer, self.device)
+
     def _seed_step(self, stage: Stage, step: int) -> None:
         """Of several ranks each draws by itself, and nobody keeps their generators: a step's draws depend on its number."""
         if self.ranks.size > 1:
@@ -285,7 +321,7 @@ class Trainer:
         """
         if stage.validation is None:
             return []
-        dataset = stage.validation.build()
+        dataset = self._with_targets(stage, stage.validation.build())
         size = stage.micro_batch_size or stage.batch_size
         count = max(self.validation_samples, size) if whole else self.validation_samples
         count = count if dataset.endless else min(count, len(dataset))
@@ -360,6 +396,8 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> None:
             ) from error
         trained = freeze(system, stage.train, f"stage {stage.name!r}")
         build_optimizer(stage.optimizer, system, trained)
+        if stage.targets is not None:
+            check_targets(stage, recipe.stages[:index])
         if not index and stage.takes:
             raise ConfigError(f"stage {stage.name!r} is the first and has nothing to take from; leave out takes")
         if index and not continues(recipe, index):
