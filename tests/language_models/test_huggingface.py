@@ -13,7 +13,7 @@ from weft.core.sequence import TokenSequence
 from weft.fusion.token_concatenation import TokenConcatenation
 from weft.inference.cache import KeyValueCache
 from weft.inference.generate import Decoding
-from weft.language_models.huggingface import HuggingFaceWrapper
+from weft.language_models.huggingface import HFWrapper
 from weft.systems.accounting import num_parameters, without_values
 from weft.systems.multimodal_lm import MultimodalLM
 
@@ -31,14 +31,12 @@ TOKENS = torch.randint(1, 96, (2, 18), generator=torch.Generator().manual_seed(1
 TOLERANCE = 1e-5  # fp32, 2 layers: the same products summed in another order, times max(1, largest value)
 
 
-def config(family: str, **settings: object) -> HuggingFaceWrapper.Config:
+def config(family: str, **settings: object) -> HFWrapper.Config:
     made = {**FAMILIES.get(family, {}), **settings}
-    return HuggingFaceWrapper.Config(
-        family=family, vocabulary=96, width=32, num_layers=2, context=64, settings=json.dumps(made)
-    )
+    return HFWrapper.Config(family=family, vocabulary=96, width=32, num_layers=2, context=64, settings=json.dumps(made))
 
 
-def built(family: str) -> HuggingFaceWrapper:
+def built(family: str) -> HFWrapper:
     model, generator = config(family).build().eval(), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -46,7 +44,7 @@ def built(family: str) -> HuggingFaceWrapper:
     return model
 
 
-def logits(model: HuggingFaceWrapper, side: RuleSide, cuts: tuple[int, ...] = ()) -> torch.Tensor:
+def logits(model: HFWrapper, side: RuleSide, cuts: tuple[int, ...] = ()) -> torch.Tensor:
     cache, pieces = KeyValueCache.of(model) if cuts else None, []
     for start, stop in zip((0, *cuts), (*cuts, TOKENS.shape[1]), strict=True):
         here = RuleSide(*(x[:, start:stop] for x in side))
@@ -56,7 +54,7 @@ def logits(model: HuggingFaceWrapper, side: RuleSide, cuts: tuple[int, ...] = ()
     return torch.cat(pieces, 1)
 
 
-def by_the_library(model: HuggingFaceWrapper, **inputs: torch.Tensor) -> torch.Tensor:
+def by_the_library(model: HFWrapper, **inputs: torch.Tensor) -> torch.Tensor:
     """The same weights through the library's own attention."""
     model.model.set_attn_implementation("eager")
     result = model.model(TOKENS, use_cache=False, **inputs).logits
@@ -147,7 +145,7 @@ def test_greedy_continuations_are_the_library_s():
 def test_a_block_cannot_be_entered_and_the_error_names_who_can():
     model = built("gpt2")
     able = [name for name, part in parts("language_models").items() if part.slots]
-    assert "decoder" in able and "hugging_face_wrapper" not in able
+    assert "decoder" in able and "hf_wrapper" not in able
     for name in ("before_attention", "before_feed_forward", "after_block", "attention", "routes"):
         with pytest.raises(ConfigError, match=rf"needs '{name}' of a block, and gpt2 .* no slots .*{', '.join(able)}"):
             getattr(model.blocks[0], name, None)
@@ -194,11 +192,11 @@ def test_a_published_config_is_read_by_its_own_names():
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50_257, "n_embd": 768, "n_layer": 12,
         "n_head": 12, "n_positions": 1024, "n_ctx": 1024, "attn_pdrop": 0.1, "bos_token_id": 50_256,
     }  # fmt: skip
-    read = HuggingFaceWrapper.Config.read(saved)
+    read = HFWrapper.Config.read(saved)
     assert (read.family, read.vocabulary, read.width, read.num_layers, read.context) == ("gpt2", 50_257, 768, 12, 1024)
     assert json.loads(read.settings) == {"attn_pdrop": 0.1, "bos_token_id": 50_256, "n_ctx": 1024, "n_head": 12}
     with torch.device("meta"), without_values():
-        assert num_parameters(read.build()) == num_parameters(HuggingFaceWrapper.Config().build()) == 124_439_808
+        assert num_parameters(read.build()) == num_parameters(HFWrapper.Config().build()) == 124_439_808
 
 
 @torch.no_grad()
@@ -207,13 +205,13 @@ def test_a_published_folder_is_opened_whole_or_not_at_all(tmp_path):
         transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     )
     theirs.eval().save_pretrained(tmp_path)
-    ours = HuggingFaceWrapper.from_folder(tmp_path)
+    ours = HFWrapper.from_folder(tmp_path)
     assert_close(logits(ours, causal()), theirs(TOKENS).logits)
     from safetensors.torch import load_file, save_file
 
     state = load_file(tmp_path / "model.safetensors")
     save_file({k: v for k, v in state.items() if "h.1.mlp.c_fc" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"does not fit gpt2; missing keys: .*h\.1\.mlp\.c_fc\.bias"):
-        HuggingFaceWrapper.from_folder(tmp_path)
+        HFWrapper.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
-        HuggingFaceWrapper.from_folder(tmp_path / "gone")
+        HFWrapper.from_folder(tmp_path / "gone")

@@ -1,4 +1,4 @@
-"""Text to token ids and back: trained, read from `tokenizer.json`, or converted from a SentencePiece model."""
+"""Text to token ids and back: trained, read from `tokenizer.json`, or converted from a SentencePiece model or tiktoken file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """Read a `tokenizer.json`, a SentencePiece `tokenizer.model`, or a folder that holds one of them (the first wins).
+        """Read a `tokenizer.json`, a SentencePiece `tokenizer.model`, a `qwen.tiktoken`, or a folder that holds one of them.
+
+        Of several the first wins.
 
         A `tokenizer.json` is taken at its word, as `PreTrainedTokenizerFast` does; `LlamaTokenizer` of `transformers` 5 puts
         its own rule for leading spaces in place of an older file's.
@@ -57,7 +59,7 @@ class Tokenizer:
         """
         path = Path(path)
         if path.is_dir():
-            names = ("tokenizer.json", "tokenizer.model", "spiece.model")
+            names = ("tokenizer.json", "tokenizer.model", "spiece.model", "qwen.tiktoken")
             found = [path / name for name in names if (path / name).is_file()]
             if not found:
                 raise DataError(f"{path} holds no tokenizer; expected one of {', '.join(names)}")
@@ -68,6 +70,10 @@ class Tokenizer:
             from weft.data.sentencepiece_model import read_sentencepiece
 
             return cls(read_sentencepiece(path))
+        if path.suffix == ".tiktoken":
+            from weft.data.tiktoken_file import read_tiktoken
+
+            return cls(read_tiktoken(path))
         try:
             return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except Exception as error:  # the library raises plain Exception for every defect

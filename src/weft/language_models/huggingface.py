@@ -35,7 +35,7 @@ _BEHIND_THE_HEAD = ("logit_scale", "logits_scaling", "final_logit_softcapping", 
 _BESIDE_THE_RULE = ("softcap", "s_aux", "position_bias", "alibi", "head_mask")
 
 
-class HuggingFaceWrapper(LanguageModel):
+class HFWrapper(LanguageModel):
     """A causal language model of `transformers` that attends by Weft's rule and cache; media reach it as tokens only.
 
     The library's attention interface is given a function that knows the rule, so packing, prefixes and caches hold as in Weft's
@@ -44,6 +44,7 @@ class HuggingFaceWrapper(LanguageModel):
     Shapes: embeddings [B, T, D] -> hidden [B, T, D]; head [.., D] -> [.., V].
     Raises: MissingLibrary where `transformers` is not installed; ConfigError for a family whose tokens meet elsewhere than in
     the attention interface, or whose logits are changed behind its output layer.
+    Source: Transformers, arXiv:1910.03771.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -59,8 +60,8 @@ class HuggingFaceWrapper(LanguageModel):
         context: int = 1024
         settings: str = "{}"
 
-        def build(self) -> HuggingFaceWrapper:
-            return HuggingFaceWrapper(self)
+        def build(self) -> HFWrapper:
+            return HFWrapper(self)
 
         @property
         def output_width(self) -> int:
@@ -240,7 +241,7 @@ def _spelling(config: Any, name: str) -> str:
     return str(config.attribute_map.get(name, name))
 
 
-def _attending(c: HuggingFaceWrapper.Config) -> Any:
+def _attending(c: HFWrapper.Config) -> Any:
     """The library's model with random weights, attending by `_attention`."""
     library = _library()
     sizes = {theirs: getattr(c, ours) for ours, theirs in _SIZES.items()}

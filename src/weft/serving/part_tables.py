@@ -98,7 +98,7 @@ def _language_models(room: str) -> Table:
     )
     for name, cls in catalogue.parts("language_models").items():
         for size, config in _sizes(cls):
-            row = (count(_built(config.build)), count(config.context), count(config.vocabulary))
+            row = (_count_of(config), count(config.context), count(config.vocabulary))
             made.add_row(name, size, *row, source(cls))
     return made
 
