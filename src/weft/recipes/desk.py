@@ -65,9 +65,11 @@ MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9,
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
 
 SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
-NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "colour_of_digit", "refer"), 1.0)
-"""What stage 1 asks: long answers that name every thing, and short ones that name one."""
-EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {"presence": 2.0, "largest": 1.5, "box": 1.5}
+NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "refer"), 1.0)
+"""What stage 1 asks, so that the projector's tokens say what lies where."""
+LOOKING = dict.fromkeys(("name_single", "colour_of_digit", "presence"), 1.0)
+"""What a fresh language model is asked first: finding a thing by its ink, and by its digit."""
+EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {"box": 2.5, "largest": 1.5, "caption_detailed": 1.5, "read": 1.5}
 """What stage 2 asks: every type, those that are learned last more often."""
 
 
@@ -129,7 +131,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="blind", split="validation", boxes=BOXES, **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(200),
+                steps=steps(150),
                 max_tokens=192,
                 packing=True,
                 optimizer=MUON,
@@ -137,7 +139,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
             ),
             Stage(
                 name="align",
-                title="Stage 1: projector and language model learn to say what lies where",
+                title="Stage 1: the projector learns to say what lies where",
                 system=SEEING,
                 train=("streams.image.projector.*", "language_model.*"),
                 takes={
@@ -150,10 +152,30 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", mix=NAMING, **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(500),
+                steps=steps(450),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
+                schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.3),
+            ),
+            Stage(
+                name="look",
+                title="A fresh language model learns to look, on tokens that already say what lies where",
+                system=SEEING,
+                train=("language_model.*",),
+                takes={"align": {"streams.*": "streams."}},
+                new=("language_model.*",),
+                processor=CHAT,
+                data=DeskConversations.Config(kind="dialogue", seed=2, mix=LOOKING, num_turns=1, conversations_per_scene=4),
+                validation=DeskConversations.Config(
+                    kind="dialogue", split="validation", mix=LOOKING, num_turns=1, conversations_per_scene=4
+                ),
+                objective=NextToken.Config(),
+                batch_size=48,
+                steps=steps(520),
+                max_tokens=192,
+                packing=True,
+                optimizer=replace(GENTLE_MUON, learning_rate=3e-3),
                 schedule=Schedule(decay="constant", warmup=20),
             ),
             Stage(
@@ -162,15 +184,15 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 system=SEEING,
                 train=("streams.image.projector.*", "language_model.*"),
                 processor=CHAT,
-                data=DeskConversations.Config(kind="dialogue", seed=2, mix=EVERYTHING, **SHORT),
+                data=DeskConversations.Config(kind="dialogue", seed=3, mix=EVERYTHING, **SHORT),
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(3000),
+                steps=steps(1350),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
-                schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.5),
+                schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.6),
             ),
         ),
     )
