@@ -134,7 +134,7 @@ def test_stochastic_depth_drops_whole_samples_in_training_and_scales_nothing_up(
 
 def test_the_rate_of_stochastic_depth_rises_with_the_block():
     encoder = dataclasses.replace(Nfnet.Config.tiny(), depths=(1, 2, 1, 1), stochastic_depth=0.5).build()
-    assert [block.drop_rate for stage in encoder.stages for block in stage] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert [block.dropping.rate for stage in encoder.stages for block in stage] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     pixels = pictures(encoder.config)
     with torch.no_grad():
         for stage in encoder.stages:

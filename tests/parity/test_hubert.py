@@ -174,7 +174,8 @@ def test_hub_configs_give_the_published_sizes():
     assert HUBERT.read_config({"model_type": "hubert"}) == Hubert.Config.sizes()["base"]
     saved = {
         "model_type": "hubert", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "intermediate_size": 4096, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_dim": [512] * 7, "hidden_act": "gelu", **LARGE,
+        "intermediate_size": 4096, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_dim": [512] * 7, "hidden_act": "gelu",
+        "hidden_dropout": 0.0, "layerdrop": 0.0, **LARGE,
     }  # fmt: skip
     assert HUBERT.read_config(saved) == Hubert.Config.sizes()["large"]
     with pytest.raises(CheckpointError, match=r"conv_stride=\[5, 2, 2, 2, 2, 2, 2\], the config says \[5, 2\]"):

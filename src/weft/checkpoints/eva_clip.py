@@ -141,7 +141,7 @@ def read_vision(saved: Mapping[str, Any]) -> EvaClipVision.Config:
     vision = saved.get("vision_cfg") or {}
     if (name := vision.get("timm_model_name")) in TIMM_SIZES:
         size = EvaClipVision.Config.sizes()[TIMM_SIZES[name]]
-        return dataclasses.replace(size, embedding_width=saved["embed_dim"], patch_dropout=vision.get("patch_dropout", 0.0))
+        return dataclasses.replace(size, embedding_width=saved["embed_dim"], **_regularisation(vision))
     odd = {"qkv_bias": True, "ls_init_value": None, "global_average_pool": False, "timm_model_name": None}
     if strange := [f"{name}={vision[name]!r}" for name, usual in odd.items() if vision.get(name, usual) != usual]:
         raise CheckpointError(f"vision_cfg has {', '.join(strange)}, which Weft's EVA-CLIP towers do not")
@@ -163,8 +163,12 @@ def read_vision(saved: Mapping[str, Any]) -> EvaClipVision.Config:
         block="sub_norm" if is_sub_norm else "residual_post_norm" if vision.get("postnorm") else "pre_norm",
         rotary_side=trained_side if is_sub_norm else None,
         embedding_width=saved["embed_dim"],
-        patch_dropout=vision.get("patch_dropout", 0.0),
+        **_regularisation(vision),
     )
+
+
+def _regularisation(vision: Mapping[str, Any]) -> dict[str, float]:
+    return {"patch_dropout": vision.get("patch_dropout", 0.0), "stochastic_depth": vision.get("drop_path_rate", 0.0)}
 
 
 def write_vision(config: EvaClipVision.Config) -> dict[str, Any]:
@@ -188,6 +192,7 @@ def write_vision(config: EvaClipVision.Config) -> dict[str, Any]:
             "head_width": config.width // config.num_heads,
             "mlp_ratio": (config.feed_forward_width + 0.5) / config.width,  # read as int(width * ratio)
             "patch_dropout": config.patch_dropout,
+            "drop_path_rate": config.stochastic_depth,
             "postnorm": config.block == "residual_post_norm",
             **dict.fromkeys(("subln", "naiveswiglu", "rope", "intp_freq"), is_sub_norm),
             "pt_hw_seq_len": config.rotary_side or 16,
@@ -246,7 +251,7 @@ def write_model(config: DualEncoder.Config) -> dict[str, Any]:
 def tiny_towers() -> tuple[EvaClipVision.Config, ...]:
     """A small tower of each block type."""
     tiny = EvaClipVision.Config.tiny()
-    plain = dataclasses.replace(tiny, block="pre_norm", rotary_side=None, feed_forward_width=80)
+    plain = dataclasses.replace(tiny, block="pre_norm", rotary_side=None, feed_forward_width=80, stochastic_depth=0.4)
     return (tiny, plain, dataclasses.replace(plain, block="residual_post_norm", patch_dropout=0.5))
 
 

@@ -86,6 +86,8 @@ def read_config(saved: Mapping[str, Any]) -> Hubert.Config:
         position_groups=saved.get("num_conv_pos_embedding_groups", default.position_groups),
         activation=default.activation if activation is None else from_transformers(activation),
         norm_eps=saved.get("layer_norm_eps", default.norm_eps),
+        dropout=saved.get("hidden_dropout", default.dropout),
+        layer_drop=saved.get("layerdrop", default.layer_drop),
     )
 
 
@@ -116,6 +118,9 @@ def write_config(config: Hubert.Config) -> dict[str, Any]:
         "num_conv_pos_embedding_groups": config.position_groups,
         "hidden_act": to_transformers(config.activation),
         "layer_norm_eps": config.norm_eps,
+        **dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout"), config.dropout),
+        "activation_dropout": 0.0,
+        "layerdrop": config.layer_drop,
     }
 
 

@@ -93,6 +93,7 @@ def read_config(saved: Mapping[str, Any]) -> QFormer.Config:
         context=inner.get("max_position_embeddings", default.context),
         activation=from_transformers(inner.get("hidden_act", "gelu")),
         norm_eps=inner.get("layer_norm_eps", default.norm_eps),
+        dropout=inner.get("hidden_dropout_prob", default.dropout),
     )
 
 
@@ -114,6 +115,7 @@ def write_config(config: QFormer.Config, input_width: int, model_type: ModelType
         "max_position_embeddings": config.context,
         "hidden_act": to_transformers(config.activation),
         "layer_norm_eps": config.norm_eps,
+        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), config.dropout),
     }
     if config.vocabulary is not None:
         inner["vocab_size"] = config.vocabulary

@@ -18,6 +18,7 @@ from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
 from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
+from weft.layers.branch_dropping import StochasticDepth, checked_rate, rising_rates
 from weft.layers.feed_forward import FeedForward
 from weft.layers.patch_dropout import PatchDropout
 from weft.layers.patch_embedding import PatchEmbedding, patches_per_side
@@ -80,9 +81,10 @@ class EvaClipVision(ModalityEncoder):
         """`feature_layer` counts hidden states: 0 enters the first block, -1 leaves the last one, -2 the one before.
 
         `rotary_side` is the side of the grid, in patches, that rotary positions were made for; None: no rotary positions.
+        `stochastic_depth` is the rate towards which that of the blocks rises from zero, in training.
         `embedding_width` is the width of the pooled vector; None: no final norm and no head, the tower only serves features.
-        `feature_norm_eps` gives the features a norm of their own; None: hidden states as they are. `key_bias` holds the keys' biases
-        of CogVLM's files, which change nothing (not in blocks with sub-norms).
+        `feature_norm_eps` gives the features a norm of their own; None: hidden states as they are.
+        `key_bias` holds the keys' biases of CogVLM's files, which change nothing (not in blocks with sub-norms).
         """
 
         image_size: int = 224
@@ -96,6 +98,7 @@ class EvaClipVision(ModalityEncoder):
         rotary_side: int | None = None
         embedding_width: int | None = 1024
         patch_dropout: float = 0.0
+        stochastic_depth: float = 0.0
         feature_layer: int = -2
         feature_norm_eps: float | None = None
         keep_class_token: bool = False
@@ -106,6 +109,7 @@ class EvaClipVision(ModalityEncoder):
             patches_per_side(self.image_size, self.patch_size)
             if self.key_bias and self.block == "sub_norm":
                 raise ConfigError("blocks with sub-norms have no biases of keys; set key_bias=False or another block")
+            checked_rate(self.stochastic_depth, "stochastic_depth")
             divisor = self.num_heads if self.rotary_side is None else 4 * self.num_heads
             if self.width % divisor:
                 why = "" if self.rotary_side is None else ", each in four parts for rotary positions on a grid"
@@ -142,7 +146,7 @@ class EvaClipVision(ModalityEncoder):
             blip_2: dict[str, Any] = {"num_layers": 39, "feature_layer": -1, "feature_norm_eps": 1e-5}
             cogvlm = enormous | {"num_layers": 63, "patch_dropout": 0.0}
             return {
-                "g-14": cls(),
+                "g-14": cls(stochastic_depth=0.4),
                 "g-14-plus": cls(patch_dropout=0.5),
                 "b-16": cls(patch_size=16, embedding_width=512, **base),
                 "l-14": cls(embedding_width=768, **large),
@@ -166,6 +170,9 @@ class EvaClipVision(ModalityEncoder):
         self.blocks = nn.ModuleList(
             block(c.width, c.num_heads, c.feed_forward_width, c.norm_eps, layer) for layer in range(c.num_layers)
         )
+        for made, rate in zip(self.blocks, rising_rates(c.stochastic_depth, c.num_layers), strict=True):
+            if rate:
+                made.dropping = StochasticDepth(rate)
         self.feature_norm = nn.Identity() if c.feature_norm_eps is None else nn.LayerNorm(c.width, eps=c.feature_norm_eps)
         self.final_norm: nn.LayerNorm | None = None
         self.head: nn.Linear | None = None

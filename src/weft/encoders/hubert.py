@@ -15,6 +15,7 @@ from weft.core.interfaces import ModalityEncoder
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
 from weft.layers.attention import Attention
+from weft.layers.branch_dropping import LayerDrop, checked_rate
 from weft.layers.position_convolution import PositionConvolution
 from weft.layers.post_norm_block import PostNormBlock, PostNormFeedForward
 from weft.layers.slots import BlockContext
@@ -46,7 +47,8 @@ class Hubert(ModalityEncoder):
     class Config(ModalityEncoder.Config):
         """`clip_samples` is the length that `layout` speaks of; a forward takes any length of at least 400 samples.
         `feature_layer` counts hidden states: 0 enters the first block, 6 leaves the sixth, -1 the last one; "normed" is the
-        last one after the final norm, where there is one."""
+        last one after the final norm, where there is one. In training `dropout` is that of the frames before and after their
+        positions, of attention's probabilities and of what the blocks add; `layer_drop` the chance of a block to be skipped."""
 
         modality: ClassVar[str] = "audio"
 
@@ -64,6 +66,8 @@ class Hubert(ModalityEncoder):
         activation: str = "gelu"
         feature_layer: int | Literal["normed"] = "normed"
         norm_eps: float = 1e-5
+        dropout: float = 0.1
+        layer_drop: float = 0.05
 
         def __post_init__(self) -> None:
             if self.width % self.num_heads or self.width % self.position_groups:
@@ -73,6 +77,8 @@ class Hubert(ModalityEncoder):
                 )
             if self.clip_samples < FIELD_SAMPLES:
                 raise ConfigError(f"clip_samples={self.clip_samples} give no frame; one takes {FIELD_SAMPLES}")
+            checked_rate(self.dropout, "dropout")
+            checked_rate(self.layer_drop, "layer_drop")
             if isinstance(self.feature_layer, int):
                 num_blocks_to_run(self.feature_layer, self.num_layers)
 
@@ -95,12 +101,13 @@ class Hubert(ModalityEncoder):
         def tiny(cls) -> Self:
             return cls(
                 clip_samples=2000, convolution_width=16, width=32, num_layers=2, num_heads=2, feed_forward_width=64,
-                position_kernel=8, position_groups=2,
+                position_kernel=8, position_groups=2, dropout=0.0, layer_drop=0.0,
             )  # fmt: skip
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
             later: dict[str, Any] = {"convolution_norm": "layer", "convolution_bias": True, "pre_norm": True, "num_heads": 16}
+            later |= {"dropout": 0.0, "layer_drop": 0.0}
             return {
                 "base": cls(),
                 "large": cls(width=1024, num_layers=24, feed_forward_width=4096, **later),
@@ -119,11 +126,15 @@ class Hubert(ModalityEncoder):
         self.input_norm: nn.Module = nn.Identity()
         self.final_norm: nn.Module = nn.Identity()
         if c.pre_norm:
-            self.blocks = pre_norm_blocks(c.width, c.num_layers, c.num_heads, c.feed_forward_width, c.activation, c.norm_eps)
+            self.blocks = pre_norm_blocks(
+                c.width, c.num_layers, c.num_heads, c.feed_forward_width, c.activation, c.norm_eps, dropout=c.dropout
+            )
             self.final_norm = nn.LayerNorm(c.width, eps=c.norm_eps)
         else:
             self.input_norm = nn.LayerNorm(c.width, eps=c.norm_eps)
             self.blocks = nn.ModuleList(_post_norm_block(c, layer) for layer in range(c.num_layers))
+        self.dropout = nn.Dropout(c.dropout)
+        self.layer_drop = LayerDrop(c.layer_drop)
         self.initialise()
 
     def initialise(self) -> None:
@@ -158,16 +169,16 @@ class Hubert(ModalityEncoder):
         convolved = self.convolutions(units.to(self.feature_projection.weight.dtype), num_samples)
         if convolution_gradient != 1.0 and convolved.requires_grad:
             convolved.register_hook(lambda gradient: gradient * convolution_gradient)
-        hidden = self.feature_projection(self.feature_norm(convolved))
+        hidden = self.dropout(self.feature_projection(self.feature_norm(convolved)))
         valid = None
         if masked is not None:
             hidden = torch.where(masked[..., None], self.mask_embedding.to(hidden.dtype), hidden)
         if num_samples is not None:
             valid = torch.arange(hidden.shape[1], device=hidden.device) < num_frames(num_samples)[:, None]
             hidden = hidden * valid[..., None]
-        hidden = self.input_norm(hidden + self.position_convolution(hidden))
+        hidden = self.dropout(self.input_norm(hidden + self.position_convolution(hidden)))
         rule = AttentionRule.bidirectional(len(hidden), hidden.shape[1], hidden.device, valid)
-        hidden = run_blocks(self.blocks, hidden, BlockContext(rule), num_blocks)
+        hidden = run_blocks(self.blocks, hidden, BlockContext(rule), num_blocks, self.layer_drop)
         if num_blocks is None:
             hidden = self.final_norm(hidden)
         return HubertStates(hidden if valid is None else hidden * valid[..., None], convolved, valid)
@@ -201,8 +212,11 @@ def real_samples(units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ..
 
 
 def _post_norm_block(c: Hubert.Config, layer: int) -> PostNormBlock:
-    return PostNormBlock(
-        Attention(c.width, c.num_heads, layer=layer),
+    block = PostNormBlock(
+        Attention(c.width, c.num_heads, layer=layer, dropout=c.dropout),
         nn.LayerNorm(c.width, eps=c.norm_eps),
-        PostNormFeedForward(c.width, c.feed_forward_width, c.activation, c.norm_eps),
+        PostNormFeedForward(c.width, c.feed_forward_width, c.activation, c.norm_eps, c.dropout),
     )
+    if c.dropout:
+        block.dropping = nn.Dropout(c.dropout)
+    return block

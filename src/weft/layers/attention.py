@@ -17,7 +17,8 @@ class Attention(nn.Module):
     """Self-attention with grouped key and value heads, optional rotary positions and query/key norms.
 
     Shapes: hidden [B, T, D] -> [B, T, D]. `layer` is the block's index, the cache's address. `key_bias` None: as `input_bias`;
-    it shifts all scores of a query alike and changes nothing, so some models leave it out.
+    it shifts all scores of a query alike and changes nothing, so some models leave it out. `dropout` is the share of
+    probabilities that is lost in training.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class Attention(nn.Module):
         key_bias: bool | None = None,
         output_bias: bool = True,
         head_norm: Callable[[int], nn.Module] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.dropout = dropout
         self.num_key_value_heads = num_key_value_heads or num_heads
         self.head_width = head_width or width // num_heads
         self.layer = layer
@@ -74,7 +77,7 @@ class Attention(nn.Module):
             query, key = rotate(query, query_rotary), rotate(key, rotary)
         if context.cache is not None:
             key, value = context.cache.append(self.layer, key, value)
-        mixed = attend(query, key, value, rule)
+        mixed = attend(query, key, value, rule, self.dropout if self.training else 0.0)
         return of_output((mixed if tokens == 1 else mixed.transpose(1, 2)).reshape(batch, tokens, -1))
 
     def _heads(self, projected: Tensor, norm: nn.Module | None = None) -> Tensor:

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weft.layers.branch_dropping import Dropping, kept
 from weft.layers.routes import routed_layer
 from weft.layers.slots import BlockContext, PassThrough
 
 
 class PreNormBlock(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); a fusion may fill the slots around both.
+
+    `dropping` is what each branch goes through before it is added: dropout or stochastic depth.
 
     Shapes: hidden [B, T, D] -> [B, T, D]; `memory` is carried along for the slots.
     """
@@ -28,6 +31,7 @@ class PreNormBlock(nn.Module):
         self.feed_forward_norm = feed_forward_norm
         self.feed_forward = feed_forward
         self.after_block: nn.Module = PassThrough()
+        self.dropping: Dropping = kept
 
     @property
     def bare(self) -> bool:
@@ -40,14 +44,14 @@ class PreNormBlock(nn.Module):
         Shapes: hidden [B, T, D], index [B] -> [B, 1, D].
         """
         rows = torch.arange(len(index), device=index.device)
-        one = hidden[rows, index][:, None] + self.attention(self.attention_norm(hidden), context, index)
+        one = hidden[rows, index][:, None] + self.dropping(self.attention(self.attention_norm(hidden), context, index))
         routing = context.routing and context.routing.of(index)
-        return one + routed_layer(self.feed_forward, self.feed_forward_norm(one), routing)
+        return one + self.dropping(routed_layer(self.feed_forward, self.feed_forward_norm(one), routing))
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         hidden, memory = self.before_attention(hidden, memory, context)
-        hidden = hidden + self.attention(self.attention_norm(hidden), context)
+        hidden = hidden + self.dropping(self.attention(self.attention_norm(hidden), context))
         hidden, memory = self.before_feed_forward(hidden, memory, context)
-        hidden = hidden + routed_layer(self.feed_forward, self.feed_forward_norm(hidden), context.routing)
+        hidden = hidden + self.dropping(routed_layer(self.feed_forward, self.feed_forward_norm(hidden), context.routing))
         hidden, memory = self.after_block(hidden, memory, context)
         return hidden, memory

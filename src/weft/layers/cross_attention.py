@@ -30,9 +30,11 @@ class CrossAttention(nn.Module):
         value_bias: bool = True,
         output_bias: bool = True,
         head_norm: Callable[[int], nn.Module] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.dropout = dropout
         self.head_width = head_width or width // num_heads
         memory_width, inner = memory_width or width, num_heads * self.head_width
         self.query = nn.Linear(width, inner, bias=query_bias)
@@ -51,7 +53,7 @@ class CrossAttention(nn.Module):
         query = self.query_norm(self._heads(self.query(queries)))
         key = self.key_norm(self._heads(self.key(addressed)))
         rule = AttentionRule.of_memory(batch, tokens, memory.shape[1], memory.device, valid)
-        mixed = attend(query, key, self._heads(self.value(memory)), rule)
+        mixed = attend(query, key, self._heads(self.value(memory)), rule, self.dropout if self.training else 0.0)
         return self.output(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
     def _heads(self, projected: Tensor) -> Tensor:

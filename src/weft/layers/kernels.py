@@ -54,10 +54,15 @@ def record_attention() -> Iterator[list[Tensor]]:
         _recorded.pop()
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-    """Attention by the fastest kernel that is exact for this rule, device and shape."""
+def attend(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, dropout: float = 0.0) -> Tensor:
+    """Attention by the fastest kernel that is exact for this rule, device and shape.
+
+    With `dropout` each probability is lost at that rate and the others are scaled up; a kernel that is forced drops none.
+    """
     if _forced:
         return _forced[-1](query, key, value, rule)
+    if dropout:
+        return fused(query, key, value, rule, dropout)
     segments = rule.segments if rule.shape[1] > 1 else None
     if segments is not None:
         return packed(query, key, value, rule)
@@ -135,7 +140,7 @@ def _probabilities(scaled_query: Tensor, key: Tensor, bias: Tensor | None) -> Te
     return torch.softmax(scores if bias is None else scores.add_(bias), -1)
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, dropout: float = 0.0) -> Tensor:
     """PyTorch's fused kernel. Keys and values may be kept in a higher precision than the query's; it then rules."""
     batch, heads, tokens, width = query.shape
     dtype, groups = query.dtype, heads // key.shape[1]
@@ -148,7 +153,7 @@ def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Ten
             mask = mask.reshape(len(mask), -1, groups, mask.shape[-1])
         query, groups = query.reshape(batch, -1, groups, width), 1
     causal = pattern == "causal" and tokens > 1 and mask is None
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
+    out = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, enable_gqa=groups > 1)
     return _silence(out.reshape(batch, heads, tokens, width).to(dtype), rule)
 
 

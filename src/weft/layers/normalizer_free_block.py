@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.core.errors import ConfigError
+from weft.layers.branch_dropping import StochasticDepth
 from weft.layers.scaled_convolution import ScaledConvolution, scaled_activation
 from weft.layers.squeeze_excite import SqueezeExcite
 
@@ -46,7 +47,7 @@ class NormalizerFreeBlock(nn.Module):
         self.alpha = alpha
         self.input_deviation = input_deviation
         self.stride = stride
-        self.drop_rate = drop_rate
+        self.dropping = StochasticDepth(drop_rate, scaled=False)
         self.activation = scaled_activation(activation_name)
         changes = stride > 1 or input_width != output_width
         self.shortcut = ScaledConvolution(input_width, output_width) if changes else None
@@ -64,7 +65,7 @@ class NormalizerFreeBlock(nn.Module):
             branch = convolution(self.activation(branch))
         # The gate is about one half at the start and is doubled. All factors of a channel meet before the large tensors do.
         factor = self.squeeze_excite(branch) * (2 * self.alpha * self.skip_gain)
-        return torch.addcmul(self._shortcut(x, active), branch, self._drop(factor))
+        return torch.addcmul(self._shortcut(x, active), branch, self.dropping(factor))
 
     def _shortcut(self, x: Tensor, active: Tensor) -> Tensor:
         if self.shortcut is None:
@@ -72,11 +73,6 @@ class NormalizerFreeBlock(nn.Module):
         if self.stride > 1:  # a cell at an odd edge averages what it holds
             active = nn.functional.avg_pool2d(active, 2, self.stride, ceil_mode=True, count_include_pad=False)
         return self.shortcut(active)
-
-    def _drop(self, factor: Tensor) -> Tensor:
-        if not self.training or self.drop_rate == 0:
-            return factor
-        return factor * (torch.rand(len(factor), 1, 1, 1, device=factor.device) >= self.drop_rate)
 
 
 def deviations(depths: tuple[int, ...], alpha: float) -> list[list[float]]:

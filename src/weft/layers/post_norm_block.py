@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from weft.core.errors import ConfigError
 from weft.layers.attention import Attention
+from weft.layers.branch_dropping import Dropping, kept
 from weft.layers.feed_forward import activation
 from weft.layers.routes import routed_layer
 from weft.layers.slots import BlockContext, PassThrough
@@ -16,26 +17,31 @@ from weft.layers.slots import BlockContext, PassThrough
 class PostNormFeedForward(nn.Module):
     """norm(x + feed_forward(x)), the second half of a post-norm block: whole, because every route has a norm of its own.
 
+    In training each of its outputs is lost with probability `dropout` before it is added.
+
     Shapes: [B, T, D] -> [B, T, D].
     """
 
-    def __init__(self, width: int, hidden_width: int, activation_name: str, norm_eps: float) -> None:
+    def __init__(self, width: int, hidden_width: int, activation_name: str, norm_eps: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden_width)
         self.down = nn.Linear(hidden_width, width)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.activation = activation(activation_name)
+        self.dropping: Dropping = nn.Dropout(dropout) if dropout else kept
         self.routes = nn.ModuleDict()
 
     def forward(self, hidden: Tensor, context: BlockContext | None = None) -> Tensor:
         """Without a context every token goes this way; with one, each goes through its expert, where there are experts."""
         if context is not None and context.routing is not None and self.routes:
             return routed_layer(self, hidden, context.routing)
-        return self.norm(hidden + self.down(self.activation(self.up(hidden))))
+        return self.norm(hidden + self.dropping(self.down(self.activation(self.up(hidden)))))
 
 
 class PostNormBlock(nn.Module):
     """norm(x + attention(x)), then norm(x + feed_forward(x)), with the slots of `PreNormBlock` around both.
+
+    `dropping` is what attention goes through before it is added; the feed-forward, which adds for itself, has its own.
 
     Shapes: hidden [B, T, D] -> [B, T, D]; `memory` is carried along for the slots. Source: BERT, arXiv:1810.04805.
     """
@@ -48,10 +54,11 @@ class PostNormBlock(nn.Module):
         self.before_feed_forward: nn.Module = PassThrough()
         self.feed_forward = feed_forward
         self.after_block: nn.Module = PassThrough()
+        self.dropping: Dropping = kept
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         hidden, memory = self.before_attention(hidden, memory, context)
-        hidden = self.attention_norm(hidden + self.attention(hidden, context))
+        hidden = self.attention_norm(hidden + self.dropping(self.attention(hidden, context)))
         hidden, memory = self.before_feed_forward(hidden, memory, context)
         hidden = self.feed_forward(hidden, context)
         hidden, memory = self.after_block(hidden, memory, context)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weft.layers.branch_dropping import Dropping, kept
 from weft.layers.slots import BlockContext
 
 MEDIA = "media"  # the name of what the queries look at in a block's memory
@@ -22,13 +23,14 @@ class QueryCrossAttention(nn.Module):
         super().__init__()
         self.attention = attention
         self.norm = norm
+        self.dropping: Dropping = kept
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         if not context.num_queries:
             return hidden, memory
         media = memory[MEDIA]
         queries, text = hidden.tensor_split((context.num_queries,), 1)
-        queries = self.norm(queries + self.attention(queries, media.values, media.valid))
+        queries = self.norm(queries + self.dropping(self.attention(queries, media.values, media.valid)))
         return torch.cat((queries, text), 1), memory
 
 

@@ -23,8 +23,8 @@ class QueryTransformer(nn.Module):
     """BERT's blocks over [queries, text]: one self-attention for both, a feed-forward for each, and in the blocks 0,
     `cross_attention_every`, ... a cross-attention from the queries to the media.
 
-    Queries have no positions; those of the text count from 0. `vocabulary` None leaves the text's weights out. Dropout, 0.1 in
-    the published training, is left out: what it does in evaluation mode is nothing.
+    Queries have no positions; those of the text count from 0. `vocabulary` None leaves the text's weights out. `dropout` is
+    that of the input, of attention's probabilities and of what every branch adds, in training alone.
 
     Shapes: media of N units with values [N, L, C] -> [N, K + T, D], K queries first.
     Source: the Q-Former of BLIP-2, arXiv:2301.12597.
@@ -44,6 +44,7 @@ class QueryTransformer(nn.Module):
         context: int = 512,
         activation: str = "gelu",
         norm_eps: float = 1e-12,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if width % num_heads:
@@ -52,13 +53,14 @@ class QueryTransformer(nn.Module):
         self.token_embedding = None if vocabulary is None else nn.Embedding(vocabulary, width)
         self.position_embedding = None if vocabulary is None else nn.Embedding(context, width)
         self.input_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
 
         def feed_forward() -> PostNormFeedForward:
-            return PostNormFeedForward(width, feed_forward_width, activation, norm_eps)
+            return PostNormFeedForward(width, feed_forward_width, activation, norm_eps, dropout)
 
         self.blocks = nn.ModuleList(
             PostNormBlock(
-                Attention(width, num_heads, layer=layer),
+                Attention(width, num_heads, layer=layer, dropout=dropout),
                 nn.LayerNorm(width, eps=norm_eps),
                 QueryTextFeedForward(feed_forward(), None if vocabulary is None else feed_forward()),
             )
@@ -66,8 +68,13 @@ class QueryTransformer(nn.Module):
         )
         for block in self.blocks[::cross_attention_every]:
             block.before_feed_forward = QueryCrossAttention(
-                CrossAttention(width, num_heads, memory_width=memory_width), nn.LayerNorm(width, eps=norm_eps)
+                CrossAttention(width, num_heads, memory_width=memory_width, dropout=dropout),
+                nn.LayerNorm(width, eps=norm_eps),
             )
+        if dropout:
+            for module in self.modules():
+                if isinstance(module, PostNormBlock | QueryCrossAttention):
+                    module.dropping = nn.Dropout(dropout)
         self.initialise()
 
     def initialise(self) -> None:
@@ -95,7 +102,7 @@ class QueryTransformer(nn.Module):
                 raise ContextTooShort(f"a query transformer with {context} positions got a text of {text.shape[1]} tokens")
             place = torch.arange(text.shape[1], device=text.device)
             parts.append(self.token_embedding(text.clamp_min(0)) + self.position_embedding(place))
-        return self.input_norm(torch.cat(parts, 1))
+        return self.dropout(self.input_norm(torch.cat(parts, 1)))
 
     def forward(self, media: MediaFeatures | None, text: Tensor | None = None, rule: AttentionRule | None = None) -> Tensor:
         """The last hidden state of queries and text; without `media` a row holds no queries, and without `rule` everyone

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from weft.layers.branch_dropping import Dropping, kept
 from weft.layers.slots import BlockContext
 
 
@@ -25,8 +26,9 @@ class ResidualPostNormBlock(nn.Module):
         self.attention_norm = attention_norm
         self.feed_forward = feed_forward
         self.feed_forward_norm = feed_forward_norm
+        self.dropping: Dropping = kept
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
-        hidden = hidden + self.attention_norm(self.attention(hidden, context))
-        hidden = hidden + self.feed_forward_norm(self.feed_forward(hidden))
+        hidden = hidden + self.dropping(self.attention_norm(self.attention(hidden, context)))
+        hidden = hidden + self.dropping(self.feed_forward_norm(self.feed_forward(hidden)))
         return hidden, memory

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from weft.core.errors import ConfigError
 from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
+from weft.layers.branch_dropping import LayerDrop
 from weft.layers.feed_forward import FeedForward
 from weft.layers.precision import working_precision
 from weft.layers.slots import BlockContext
@@ -22,27 +23,42 @@ def pre_norm_blocks(
     activation: str,
     norm_eps: float,
     key_bias: bool = True,
+    dropout: float = 0.0,
 ) -> nn.ModuleList:
-    """`num_layers` blocks of multi-head attention and a plain feed-forward, biases everywhere but, if said so, at the keys."""
+    """`num_layers` blocks of multi-head attention and a plain feed-forward, biases everywhere but, if said so, at the keys.
+
+    `dropout` is that of attention's probabilities and of what both branches add.
+    """
     if width % num_heads:
         raise ConfigError(f"width {width} does not split into {num_heads} heads; choose a number of heads that divides it")
-    return nn.ModuleList(
+    blocks = nn.ModuleList(
         PreNormBlock(
             nn.LayerNorm(width, eps=norm_eps),
-            Attention(width, num_heads, layer=layer, key_bias=key_bias),
+            Attention(width, num_heads, layer=layer, key_bias=key_bias, dropout=dropout),
             nn.LayerNorm(width, eps=norm_eps),
             FeedForward(width, feed_forward_width, activation),
         )
         for layer in range(num_layers)
     )
+    if dropout:
+        for block in blocks:
+            block.dropping = nn.Dropout(dropout)
+    return blocks
 
 
-def run_blocks(blocks: nn.ModuleList, hidden: Tensor, context: BlockContext, stop: int | None = None) -> Tensor:
+def run_blocks(
+    blocks: nn.ModuleList,
+    hidden: Tensor,
+    context: BlockContext,
+    stop: int | None = None,
+    layer_drop: LayerDrop | None = None,
+) -> Tensor:
     """The hidden state [B, T, D] after the first `stop` blocks (None: after all)."""
     memory: dict[str, object] = {}
     hidden = working_precision(hidden)
     for block in islice(blocks, stop):
-        hidden, memory = block(hidden, memory, context)
+        after, memory = block(hidden, memory, context)
+        hidden = after if layer_drop is None else layer_drop(hidden, after)
     return hidden
 
 

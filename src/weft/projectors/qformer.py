@@ -17,7 +17,8 @@ class QFormer(InputProjector):
     """A few learned queries read each unit through a BERT of their own and become its tokens, however many features it has.
 
     With a `vocabulary` the tokens of the medium's instruction, where it has one, stand beside the queries in self-attention, so
-    what is read depends on what was asked; only the queries leave. A medium without instruction is read as by BLIP-2.
+    what is read depends on what was asked; only the queries leave. A medium without instruction is read as by BLIP-2. Dropout
+    acts in training alone, at BERT's rate.
 
     Shapes: features (N, L, C) with instructions (items, T) -> tokens (N * num_queries, D).
     Source: BLIP-2, arXiv:2301.12597; with instructions InstructBLIP, arXiv:2305.06500.
@@ -37,6 +38,7 @@ class QFormer(InputProjector):
         context: int = 512
         activation: str = "gelu"
         norm_eps: float = 1e-12
+        dropout: float = 0.1
 
         def build(self, input_width: int, output_width: int) -> QFormer:
             return QFormer(self, input_width, output_width)
@@ -50,7 +52,7 @@ class QFormer(InputProjector):
 
         @classmethod
         def tiny(cls) -> Self:
-            return cls(num_queries=4, width=32, num_layers=2, num_heads=2, feed_forward_width=48)
+            return cls(num_queries=4, width=32, num_layers=2, num_heads=2, feed_forward_width=48, dropout=0.0)
 
     def __init__(self, config: Config, input_width: int, output_width: int) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class QFormer(InputProjector):
         self.transformer = QueryTransformer(
             c.num_queries, c.width, c.num_layers, c.num_heads, c.feed_forward_width, input_width,
             cross_attention_every=c.cross_attention_every, vocabulary=c.vocabulary, context=c.context,
-            activation=c.activation, norm_eps=c.norm_eps,
+            activation=c.activation, norm_eps=c.norm_eps, dropout=c.dropout,
         )  # fmt: skip
         self.output = nn.Linear(c.width, output_width)
 
