@@ -26,7 +26,8 @@ from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 SIZES = ("9b", "80b")
 EVERY = 4
 TRAINED = ("streams.image.projector.*", "language_model.blocks.*.before_attention.*", "added_tokens.*")
-EVERYTHING = ("streams.*", "language_model.*", "added_tokens.*")
+# the image tower's last norm is in the files, and its features are read before it
+EVERYTHING = ("streams.*", "!streams.image.encoder.final_norm.*", "language_model.*", "added_tokens.*")
 VIT_H = ClipVision.Config(
     image_size=224, patch_size=14, width=1280, num_layers=32, num_heads=16, feed_forward_width=5120, activation="gelu",
     feature_layer=-1, keep_class_token=True,
