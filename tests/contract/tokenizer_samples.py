@@ -94,6 +94,14 @@ def write_siglip(folder: Path) -> bytes:
     )
 
 
+def write_t5(folder: Path) -> bytes:
+    """A `spiece.model` with the ids of T5's: padding, end of text, unknown."""
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    return train_sentencepiece(
+        folder, "spiece.model", model_type="unigram", vocab_size=300, bos_id=-1, pad_id=0, eos_id=1, unk_id=2
+    )
+
+
 def legacy_llama(folder: Path) -> Path:
     """The older layout of Llama's `tokenizer.json`: spaces are put in front of every stretch by a normaliser."""
     from tokenizers import decoders, normalizers

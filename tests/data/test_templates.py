@@ -23,6 +23,7 @@ WRITTEN = {
     "cogvlm_base": "<image>Q1A1</s>Q2A2</s>",
     "cogvlm_chat": "<image>[INST] Q1 [/INST] A1</s>[INST] Q2 [/INST] A2</s>",
     "cogvlm_vqa": "<image>Question: Q1 Short answer: A1</s>Question: Q2 Short answer: A2</s>",
+    "blip_2_t5": "<image>Question: Q1 Answer: A1 Question: Q2 Answer: A2",
     "plain": "<image>A1\nA2\n",
     "vicuna_v1": f"{SYSTEM} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>",
     "llama_3": "<|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
@@ -39,6 +40,7 @@ PROMPT_END = {
     "cogvlm_base": "<image>Q1",
     "cogvlm_chat": "<image>[INST] Q1 [/INST] ",
     "cogvlm_vqa": "<image>Question: Q1 Short answer: ",
+    "blip_2_t5": "Question: Q1 Answer:",
     "plain": "<image>",
     "vicuna_v1": "USER: <image>\nQ1 ASSISTANT:",
     "llama_3": "Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",

@@ -136,6 +136,16 @@ _TEMPLATES = (
         media_around="<fake_token_around_image>",
         media_footer="",
     ),
+    # BLIP-2 on Flan-T5 (arXiv:2301.12597): the tokenizer ends what the encoder reads and what the decoder writes
+    Template(
+        name="blip_2_t5",
+        user_header="Question: ",
+        assistant_header="Answer:",
+        answer_lead=" ",
+        between=" ",
+        media_before_turn=True,
+        media_footer="",
+    ),
     # CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)
     Template(name="clip_text", caption=True),
     Template(name="siglip_text", caption=True, pad_to_context=True),
