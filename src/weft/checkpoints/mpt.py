@@ -1,8 +1,8 @@
 """MPT in `transformers` layout, and the older layout of MosaicML's first model, MPT-1B.
 
-`transformers` 5.23 follows of a config's `attn_config` only `clip_qkv` and `softmax_scale`: norms of queries and keys are left
-out, and ALiBi has a `bias_exponent` of 8 whatever `alibi_bias_max` says. Weft reads `alibi_bias_max` as MosaicML's own code
-does, and finds norms of queries and keys in the older layout only, which is the one that published them.
+Of a config's `attn_config`, `transformers` 5.23 follows `clip_qkv`, `softmax_scale` and dropout alone: norms of queries and
+keys are left out, and ALiBi falls as for an `alibi_bias_max` of 8 whatever that field says. Weft reads `alibi_bias_max` as
+MosaicML's own code does, and norms of queries and keys in the older layout only, which is the one that published them.
 
 Source: the `MptForCausalLM` files of `transformers` 4.x and 5.x; the `MosaicGPT` files of mpt-1b-redpajama-200b.
 """
@@ -26,7 +26,7 @@ _SIZES = {
     "max_seq_len": 2048,
     "vocab_size": 50_368,
 }
-# Fields of which Weft has one value, with what an absent one means in `transformers` and in MosaicGPT; None in our value: any.
+# Fields of which Weft's MPT has one value.
 _SAME: dict[str, Any] = {"logit_scale": None, "embedding_fraction": 1.0}
 _MODEL: dict[str, Any] = {"expansion_ratio": 4, "no_bias": True, "tie_word_embeddings": True} | _SAME
 _ATTENTION: dict[str, Any] = {

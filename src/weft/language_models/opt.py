@@ -1,4 +1,4 @@
-"""OPT: a decoder with learned positions and biases, whose smallest sibling but one normalises behind each half of a block.
+"""OPT: a decoder with learned positions and biases; the 350m normalises behind each half of a block, all others before.
 
 Source: OPT, arXiv:2205.01068.
 """
