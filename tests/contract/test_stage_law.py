@@ -1,5 +1,6 @@
 """One step of a stage: every parameter that it trains moved, every other is bitwise what it was and has no gradient."""
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -33,6 +34,12 @@ def tokenizer(name):
 
 
 STAGES = [pytest.param(name, stage.name, id=f"{name}-{stage.name}") for name in recipe_names() for stage in recipe(name).stages]
+
+
+def is_unread_expert(name, system):
+    """What the last block makes of a visual token but its key and value is read by no one: nothing is said there."""
+    last = f"language_model.blocks.{len(system.language_model.blocks) - 1}." if hasattr(system, "language_model") else ""
+    return ".routes.visual." in name and name.startswith(last) and not re.search(r"\.(key|value)\.", name)
 
 
 def is_key_bias(name):
@@ -84,7 +91,8 @@ def test_a_step_moves_what_trains_and_nothing_else(name, stage_name):
     loop.step(StepData(0, (batch,), SAMPLES, batch.num_tokens), 1.0)
 
     now = dict(system.named_parameters())
-    still = [n for n in trained if torch.equal(now[n], before[n]) and not is_key_bias(n)]
+    exempt = {n for n in trained if is_key_bias(n) or is_unread_expert(n, system)}
+    still = [n for n in trained if torch.equal(now[n], before[n]) and n not in exempt]
     assert still == [], "a trained parameter that a step does not move"
     moved = [n for n in now if n not in trained and not torch.equal(now[n], before[n])]
     assert moved == [], "a frozen parameter that a step moves"
