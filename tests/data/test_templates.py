@@ -19,6 +19,7 @@ WRITTEN = {
     "internlm2_chat": "<|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
     "是一个有用无害的人工智能助手。<|im_end|>\n<|im_start|>user\n<img><image></img>\nQ1<|im_end|>\n"
     "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
+    "internlm2_caption": "<img><image></img>A1<|im_end|>A2<|im_end|>",
     "cogvlm_caption": "<image>A1</s>A2</s>",
     "cogvlm_base": "<image>Q1A1</s>Q2A2</s>",
     "cogvlm_chat": "<image>[INST] Q1 [/INST] A1</s>[INST] Q2 [/INST] A2</s>",
@@ -36,6 +37,7 @@ WRITTEN = {
 }
 PROMPT_END = {
     "internlm2_chat": "Q1<|im_end|>\n<|im_start|>assistant\n",
+    "internlm2_caption": "<img><image></img>",
     "cogvlm_caption": "<image>",
     "cogvlm_base": "<image>Q1",
     "cogvlm_chat": "<image>[INST] Q1 [/INST] ",

@@ -78,6 +78,8 @@ _TEMPLATES = (
         answer_end="<|im_end|>",
         between="\n",
     ),
+    # Mistral-Instruct (arXiv:2310.06825), with pictures as LLaVA-NeXT writes them; the tokenizer puts <s> in front
+    Template(name="mistral", user_header="[INST] ", user_footer=" [/INST]", answer_lead=" ", answer_end="</s>"),
     # Mono-InternVL (arXiv:2410.08202); the tokenizer puts <s> in front
     Template(
         name="internlm2_chat",
@@ -92,6 +94,8 @@ _TEMPLATES = (
         media_header="<img>",
         media_footer="</img>\n",
     ),
+    # the same without words around a caption
+    Template(name="internlm2_caption", answer_end="<|im_end|>", media_header="<img>", media_footer="</img>", user_text=False),
     # CogVLM (arXiv:2311.03079): captions; the query alone; the one that talks; the one that answers shortly
     Template(name="cogvlm_caption", answer_end="</s>", media_footer="", user_text=False),
     Template(name="cogvlm_base", answer_end="</s>", media_footer=""),

@@ -2,8 +2,8 @@
 
 Source: arXiv:2311.03079. The experts start as copies of Vicuna's layers, which stay as they are while the experts and the
 projector learn, first from captions, then also to name places; half-way there the pictures grow from 224 to 490 pixels and
-the tower's places are interpolated. A dialogue stage lets the tower learn too, at a tenth of the rate; whether Vicuna itself
-learned there is not certain, here it does not. Boxes are written as LLaVA does.
+the tower's places are interpolated. A dialogue stage lets everything learn, the tower at a tenth of the rate; that Vicuna's own
+layers learned there too is not certain. Boxes are written as LLaVA does.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def cogvlm() -> Recipe:
             ),
             replace(
                 _stage("chat", "dialogues, with the tower at a tenth of the rate", fine, FINE, 6000, 1024, 1e-5),
-                train=(*EXPERTS, ENCODER),
+                train=("*",),
                 processor=_processor("cogvlm_chat", FINE),
                 optimizer=_optimizer(1e-5, {ENCODER: 0.1}),
             ),

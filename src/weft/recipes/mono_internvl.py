@@ -4,8 +4,8 @@ Source: arXiv:2410.08202. The feed-forwards for visual tokens start as copies of
 (EViP) teaches them alone on noisy pairs, then on synthetic captions, then together with the attention on tasks; instruction
 tuning trains everything. The stages differ in how many tiles of a picture they look at.
 
-What pre-training took as rates and batches is not published with the code: those of its three stages are ours. Instruction
-tuning has the released script's, without its drop path.
+What pre-training took as rates and batches, and how it wrote captions, is not published with the code: this is ours in its
+three stages. Instruction tuning has the released script's, without its drop path.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def _system(decoder: Decoder.Config, stream: Stream.Config) -> MultimodalLM.Conf
     return MultimodalLM.Config(language_model=decoder, streams={"image": stream}, fusions=fusions)
 
 
-def _processor(max_media_tokens: int) -> Processor.Config:
+def _processor(max_media_tokens: int, template: str = "internlm2_chat") -> Processor.Config:
     """Tiles within a budget of visual tokens for a picture, its thumbnail's among them."""
     tiling = DynamicTiling(max_tiles=max_media_tokens // TOKENS_PER_TILE - 1)
-    return Processor.Config(template="internlm2_chat", transforms={"image": PictureTiles(view=_VIEW, tiling=tiling)})
+    return Processor.Config(template=template, transforms={"image": PictureTiles(view=_VIEW, tiling=tiling)})
 
 
 def _pretraining(system: MultimodalLM.Config, name: str, title: str, max_media_tokens: int, train: tuple[str, ...]) -> Stage:
@@ -95,7 +95,7 @@ def _pretraining(system: MultimodalLM.Config, name: str, title: str, max_media_t
         title=title,
         system=system,
         train=train,
-        processor=_processor(max_media_tokens),
+        processor=_processor(max_media_tokens, "internlm2_caption" if train == VISUAL else "internlm2_chat"),
         data=LlavaJson.Config(path=f"{name}.json", images="images"),
         objective=NextToken.Config(),
         batch_size=4096,
