@@ -10,6 +10,7 @@ from weft.core.attention_rule import AttentionRule
 from weft.core.errors import CheckpointError
 from weft.core.sequence import TokenSequence
 from weft.language_models.bert import Bert
+from weft.systems.accounting import without_values
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,7 +81,7 @@ COUNTS = {  # of BertForMaskedLM
 
 @pytest.mark.parametrize("size", Bert.Config.sizes())
 def test_parameter_counts_are_those_of_the_reference(size):
-    with torch.device("meta"):
+    with without_values():
         assert sum(parameter.numel() for parameter in Bert.Config.sizes()[size].build().parameters()) == COUNTS[size]
 
 
