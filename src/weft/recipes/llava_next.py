@@ -1,7 +1,7 @@
 """LLaVA-NeXT, also called LLaVA-1.6: LLaVA-1.5 that sees a picture whole and in tiles, and trains its image tower too.
 
 Source: the LLaVA-NeXT release of January 2024, after LLaVA-1.5, arXiv:2310.03744. The projector is LLaVA-1.5's, trained on
-captions of whole pictures; tiles, the padding cut off and a newline behind each row come with the instructions. How the Vicuna
+captions of whole pictures; tiles, the padding cut off and a newline behind each row come with the instructions. How these
 models were tuned was not released: rates, precision and length of stage 2 are those of the released scripts for the same
 mixture with later language models, the batch is LLaVA-1.5's.
 """
@@ -29,19 +29,21 @@ from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogue
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Stage
 
-SIZES = ("7b", "13b")
+SIZES = ("7b", "13b", "mistral-7b")
 ENCODER = "streams.image.encoder."
 PROJECTOR = "streams.image.projector."
 LANGUAGE_MODEL = "language_model."
 
 
 def llava_next(size: str = "7b") -> Recipe:
-    """LLaVA-NeXT on Vicuna v1.5 at a published size."""
+    """LLaVA-NeXT at a published size: on Vicuna v1.5, or on Mistral-7B-Instruct v0.2."""
     if size not in SIZES:
         raise unknown_name("size of llava-next", size, SIZES)
-    before = llava_1_5.llava_1_5(size)
-    align = before.stage("align")
+    on_mistral = size == "mistral-7b"
+    align = llava_1_5.llava_1_5("7b" if on_mistral else size).stage("align")
     assert isinstance(align.system, MultimodalLM.Config)
+    if on_mistral:
+        align = replace(align, system=replace(align.system, language_model=Decoder.Config.sizes()["mistral-7b-v0.2"]))
     stream = align.system.streams["image"]
     encoder = stream.encoder
     assert isinstance(encoder, ClipVision.Config)
@@ -60,7 +62,7 @@ def llava_next(size: str = "7b") -> Recipe:
         },
         new=(f"{PROJECTOR}newline",),
         processor=Processor.Config(
-            template="vicuna_v1",
+            template="mistral" if on_mistral else "vicuna_v1",
             transforms={
                 "image": PictureTiles(view=ImageTransform(size=encoder.image_size, resize="direct"), tiling=AnyResolution())
             },

@@ -26,8 +26,8 @@ from weft.systems.multimodal_lm import MultimodalLM
 MARKER = "<image>"
 
 _TEMPLATES = {
-    "llama": "vicuna_v1", "qwen2": "chatml", "qwen3": "chatml", "clip": "clip_text", "eva_clip": "clip_text",
-    "siglip": "siglip_text",
+    "llama": "vicuna_v1", "mistral": "mistral", "qwen2": "chatml", "qwen3": "chatml", "clip": "clip_text", "eva_clip": "clip_text",
+    "siglip": "siglip_text", "internlm2": "chatml", "qwen": "chatml",
 }  # fmt: skip
 
 
