@@ -10,7 +10,7 @@ from typing import Any
 from weft.checkpoints.checkpoint_format import format_of
 from weft.checkpoints.key_map import KeyMap
 from weft.core.errors import CheckpointError
-from weft.core.interfaces import System
+from weft.core.interfaces import EncoderDecoder, System
 from weft.data.images import ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
@@ -21,13 +21,14 @@ from weft.recipes.chat_template import recognise
 from weft.recipes.loading import read_json
 from weft.recipes.transformers_preprocessing import preprocessing, read_image_transform
 from weft.systems.dual_encoder import DualEncoder
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
+from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
 
 MARKER = "<image>"
 
 _TEMPLATES = {
-    "llama": "vicuna_v1", "mistral": "mistral", "qwen2": "chatml", "qwen3": "chatml", "clip": "clip_text", "eva_clip": "clip_text",
-    "siglip": "siglip_text", "internlm2": "chatml", "qwen": "chatml",
+    "llama": "vicuna_v1", "mistral": "mistral", "internlm2": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen3": "chatml",
+    "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text",
 }  # fmt: skip
 
 
@@ -48,10 +49,13 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[Sy
     if isinstance(system, Decoder.Config):  # a language model alone: a system without streams
         key_map = layout.key_map(system).under(target="language_model.")
         system = MultimodalLM.Config(language_model=system)
-    if not isinstance(system, MultimodalLM.Config | DualEncoder.Config):
+    elif isinstance(system, EncoderDecoder.Config):
+        key_map = layout.key_map(system).under(target="language_model.")
+        system = MultimodalSeq2Seq.Config(language_model=system)
+    if not isinstance(system, MultimodalSystem.Config | DualEncoder.Config):
         raise CheckpointError(f"{folder} holds a {layout.name} alone, a part of a system; load it with its key map")
     tokenizer = _read_tokenizer(folder)
-    text: Any = system.language_model if isinstance(system, MultimodalLM.Config) else system.text
+    text: Any = system.language_model if isinstance(system, MultimodalSystem.Config) else system.text
     rows = text.vocabulary
     if tokenizer.vocabulary > rows:
         raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
@@ -86,10 +90,10 @@ def _chat_template(folder: Path) -> str | None:
     return None
 
 
-def _read_transforms(folder: Path, system: MultimodalLM.Config | DualEncoder.Config) -> dict[str, MediaTransform]:
+def _read_transforms(folder: Path, system: MultimodalSystem.Config | DualEncoder.Config) -> dict[str, MediaTransform]:
     streams: dict[str, Any] = (
         {name: stream.encoder for name, stream in system.streams.items()}
-        if isinstance(system, MultimodalLM.Config)
+        if isinstance(system, MultimodalSystem.Config)
         else {system.stream: system.media}
     )
     if not streams:
