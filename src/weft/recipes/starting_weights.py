@@ -52,7 +52,8 @@ def _fill_part(system: System, part: str, path: str) -> None:
     module = system.get_submodule(part)
     folder = find_model_folder(path)
     files = WeightFiles(folder)
-    if "model_type" not in read_json(folder / "config.json"):
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind is None:
         load_weights(module, _under(files, f"{part}.", folder), str(folder))
         return
     if isinstance(module, ModalityEncoder):
@@ -60,7 +61,7 @@ def _fill_part(system: System, part: str, path: str) -> None:
         _check_same_kind(part, module, published)
         published.fill(module)
         return
-    layout = _layout_of(module)
+    layout = _layout_of(module, kind)
     key_map = layout.key_map(module.config)
     with_experts(key_map, module.state_dict()).load(module, files, str(files.path))
 
@@ -83,11 +84,12 @@ def _under(files: Mapping[str, Any], prefix: str, folder: Path) -> dict[str, Any
     return found
 
 
-def _layout_of(module: nn.Module) -> CheckpointFormat:
-    """The published layout of a part, by the config that it is built from."""
-    for layout in checkpoint_formats().values():
-        if any(type(example) is type(module.config) for example in layout.tiny()):
-            return layout
+def _layout_of(module: nn.Module, kind: str) -> CheckpointFormat:
+    """The published layout of a part: of those that hold what its config describes, the one named by the `model_type`."""
+    formats = checkpoint_formats().values()
+    able = [layout for layout in formats if any(type(example) is type(module.config) for example in layout.tiny())]
+    if able:
+        return min(able, key=lambda layout: kind not in layout.model_types)
     raise CheckpointError(
         f"no published layout is known for {type(module).__name__}; train it, or take it from a Weft model folder"
     )
