@@ -5,7 +5,7 @@ import torch
 from causal_parity import TOKENS, assert_same_continuation, assert_same_logits, assert_there_and_back, num_parameters
 from reference_models import randomise, to_weft
 
-from weft.checkpoints.gpt_neox import channel_order, read_config
+from weft.checkpoints.gpt_neox import channel_order, key_map, read_config
 from weft.core.errors import CheckpointError, ConfigError
 from weft.language_models.gpt_neox import GptNeox
 
@@ -64,6 +64,13 @@ def test_a_running_models_name_of_the_head_is_read_too(tmp_path):
     theirs = reference("a quarter turns, in parallel")
     ours = to_weft(theirs, tmp_path, rename=lambda key: key.replace("embed_out", "lm_head"))
     assert torch.equal(ours.output.weight, theirs.get_output_embeddings().weight)
+
+
+def test_buffers_of_older_files_are_dropped_with_a_reason():
+    attention = "gpt_neox.layers.11.attention."
+    buffers = [f"{attention}{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")]
+    plan = key_map(GptNeox.Config.tiny()).plan([*buffers, f"{attention}dense.bias"])
+    assert set(plan.dropped) == set(buffers) and not plan.problems.unknown
 
 
 def test_turned_channels_stand_at_the_start_of_each_half():
