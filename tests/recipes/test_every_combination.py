@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
+from tiny_model import language_models
 
 from weft.core.catalogue import parts
 from weft.core.conversation import Conversation
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.exhaustive
 
 
 def kinds():
-    """Each language model at tiny size, and once more with each of its yes-or-no fields turned over."""
+    """Each language model at tiny size, and once more with each of its yes-or-no fields turned over and with each of its empty
+    fields as a published layout fills it."""
     found = {}
     for name, part in parts("language_models").items():
         tiny = replace(part.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512)
@@ -32,12 +34,22 @@ def kinds():
         for field in dataclasses.fields(tiny):
             if isinstance(value := getattr(tiny, field.name), bool):
                 found[f"{name}-{'not-' if value else ''}{field.name}"] = replace(tiny, **{field.name: not value})
+            elif value is None:
+                forms = [form for form in language_models().values() if type(form) is type(tiny)]
+                if filled := [new for form in forms if (new := getattr(form, field.name)) is not None]:
+                    found[f"{name}-{field.name}"] = replace(tiny, **{field.name: filled[0]})
     return found
+
+
+def takes(kind, fusion):
+    """Whether a fusion can enter the language model; tokens beside the text's need no slot."""
+    return bool(parts("language_models")[kind.partition("-")[0]].slots) or fusion == "token_concatenation"
 
 
 KINDS = kinds()
 MULTIMODAL = [name for name in tiny_names() if isinstance(tiny_recipe(name).system, MultimodalLM.Config)]
-PRODUCT = list(itertools.product(MULTIMODAL, KINDS, parts("fusion")))
+FUSED = [(kind, fusion) for kind, fusion in itertools.product(KINDS, parts("fusion")) if takes(kind, fusion)]
+PRODUCT = [(recipe, *pair) for recipe in MULTIMODAL for pair in FUSED]
 
 
 def composed(recipe, kind, fusion):
@@ -69,7 +81,10 @@ def tokenizer():
 
 def test_the_product_is_as_large_as_its_factors():
     assert MULTIMODAL and len(KINDS) >= 4
-    assert len(PRODUCT) == len(MULTIMODAL) * len(KINDS) * len(parts("fusion"))
+    closed = [kind for kind in KINDS if not takes(kind, "cross_attention")]
+    assert closed == ["hf_wrapper"] and {"decoder-window", "decoder-rope_scaling", "decoder-log_scaling_context"} <= set(KINDS)
+    entered = len(KINDS) * len(parts("fusion")) - len(closed) * (len(parts("fusion")) - 1)
+    assert len(PRODUCT) == len(MULTIMODAL) * entered
 
 
 @pytest.mark.parametrize(("recipe", "kind", "fusion"), PRODUCT, ids=map("/".join, PRODUCT))
