@@ -64,7 +64,7 @@ MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9,
 
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
 
-SHORT: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
+SHORT: dict[str, Any] = {"num_turns": 4, "conversations_per_scene": 2}
 NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "refer"), 1.0)
 """What stage 1 asks, so that the projector's tokens say what lies where."""
 LOOKING = dict.fromkeys(("name_single", "colour_of_digit", "presence"), 1.0)
@@ -130,7 +130,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 data=DeskConversations.Config(kind="blind", boxes=BOXES, **SHORT),
                 validation=DeskConversations.Config(kind="blind", split="validation", boxes=BOXES, **SHORT),
                 objective=NextToken.Config(),
-                batch_size=48,
+                batch_size=24,
                 steps=steps(150),
                 max_tokens=192,
                 packing=True,
@@ -151,7 +151,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 data=DeskConversations.Config(kind="dialogue", seed=1, mix=NAMING, **SHORT),
                 validation=DeskConversations.Config(kind="dialogue", split="validation", mix=NAMING, **SHORT),
                 objective=NextToken.Config(),
-                batch_size=48,
+                batch_size=24,
                 steps=steps(450),
                 max_tokens=192,
                 packing=True,
@@ -187,8 +187,8 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 data=DeskConversations.Config(kind="dialogue", seed=3, mix=EVERYTHING, **SHORT),
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
                 objective=NextToken.Config(),
-                batch_size=48,
-                steps=steps(1350),
+                batch_size=24,
+                steps=steps(1650),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
