@@ -1,5 +1,6 @@
 """T5 against `transformers`' T5ForConditionalGeneration, from random weights through the real key map."""
 
+import io
 import json
 
 import pytest
@@ -9,8 +10,11 @@ from torch import nn
 
 from weft.checkpoints.t5 import read_config
 from weft.core.batch import MultimodalBatch, TextSide
+from weft.core.conversation import Conversation, user
 from weft.inference.generate import Decoding
+from weft.inference.sampling import Sampling
 from weft.language_models.t5 import T5
+from weft.recipes.loading import load_model
 from weft.systems.accounting import without_values
 from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
 
@@ -108,6 +112,35 @@ def test_both_spellings_of_the_config_say_the_same(tmp_path):
 def test_fields_that_a_config_leaves_out_have_the_reference_defaults():
     whole = transformers.T5Config().to_dict()
     assert read_config({"model_type": "t5"}) == read_config(whole)
+
+
+def write_tokenizer(folder, lines):
+    """A `spiece.model` with the ids of T5's: padding, end of text, unknown."""
+    model, ids = io.BytesIO(), {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 20), model_writer=model, vocab_size=90, hard_vocab_limit=False, minloglevel=3, **ids
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+
+
+def test_a_folder_of_the_library_answers_as_the_library_does(tmp_path):
+    """Weights, sizes, tokenizer, start and end of an answer out of one folder; a batch of prompts of different lengths."""
+    prompts = ["The quick brown fox jumps over the lazy dog. Where does it jump?", "How are you today?"]
+    write_tokenizer(tmp_path, prompts)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs = reference("flan")
+    theirs.save_pretrained(tmp_path)
+    read = tokenizer(prompts, padding=True, return_tensors="pt")
+    answers = theirs.generate(**read, max_new_tokens=12, do_sample=False)
+    model = load_model(tmp_path)
+    assert model.processor.template.name == "bare"
+    replies = model.generate([Conversation((user(prompt),)) for prompt in prompts], Sampling(max_new_tokens=12))
+    for reply, answer in zip(replies, answers.tolist(), strict=True):
+        ended = answer[1:].index(1) if 1 in answer[1:] else 12
+        assert list(reply.token_ids) == answer[1 : 1 + ended]
+        assert reply.text == tokenizer.decode(answer, skip_special_tokens=True)
 
 
 COUNTS = {

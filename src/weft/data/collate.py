@@ -101,9 +101,16 @@ class _Text:
         self.visible[stream][row, start : start + len(visible)] = visible + num_before * sees
 
     def side(self) -> TextSide:
-        arrays = (self.tokens, self.order, self.segment, self.positions, self.modality)
-        visible = {stream: torch.from_numpy(array) for stream, array in self.visible.items()}
-        return TextSide(*map(torch.from_numpy, arrays), targets={"text": torch.from_numpy(self.targets)}, visible=visible)
+        tensor = torch.from_numpy
+        return TextSide(
+            tokens=tensor(self.tokens),
+            order=tensor(self.order),
+            segment=tensor(self.segment),
+            positions=tensor(self.positions),
+            modality=tensor(self.modality),
+            targets={"text": tensor(self.targets)},
+            visible={stream: tensor(array) for stream, array in self.visible.items()},
+        )
 
 
 class _Stream:

@@ -140,6 +140,8 @@ _TEMPLATES = (
         media_around="<fake_token_around_image>",
         media_footer="",
     ),
+    # the words as they are, as Flan-T5 (arXiv:2210.11416) and InstructBLIP (arXiv:2305.06500) are asked
+    Template(name="bare", between=" ", media_footer=""),
     # BLIP-2 on Flan-T5 (arXiv:2301.12597): the tokenizer ends what the encoder reads and what the decoder writes
     Template(
         name="blip_2_t5",

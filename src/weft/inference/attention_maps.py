@@ -54,6 +54,8 @@ def attention_map(
     Raises: AttentionError where the medium or tokens do not exist, the medium has no grid in the text, or the reference path
     does not reproduce the fast path's logits.
     """
+    if not isinstance(model.system, MultimodalLM):
+        raise AttentionError("a decoder looks at media through its encoder; a map needs media that stand in the text it writes")
     sample = model.processor.encode(conversation, reply=True)
     batch = with_tokens(collate([sample]).to(model.device), token_ids)
     places = range(len(token_ids)) if chosen is None else chosen

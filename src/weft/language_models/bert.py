@@ -55,7 +55,7 @@ class Bert(LanguageModel):
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
-            large: dict[str, int] = {"width": 1024, "num_layers": 24, "num_heads": 16, "feed_forward_width": 4096}
+            large: dict[str, Any] = {"width": 1024, "num_layers": 24, "num_heads": 16, "feed_forward_width": 4096}
             return {
                 "bert-base-uncased": cls(),
                 "bert-base-cased": cls(vocabulary=28_996),

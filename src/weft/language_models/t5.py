@@ -87,18 +87,13 @@ class T5(EncoderDecoder):
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
-            def size(width: int, feed_forward_width: int, num_layers: int, num_heads: int) -> Self:
-                return cls(
-                    width=width, feed_forward_width=feed_forward_width, num_heads=num_heads,
-                    num_layers=num_layers, num_decoder_layers=num_layers,
-                )  # fmt: skip
-
-            return {
-                "flan-t5-small": cls(),
-                "flan-t5-base": size(768, 2048, 12, 12),
-                "flan-t5-large": size(1024, 2816, 24, 16),
-                "flan-t5-xl": size(2048, 5120, 24, 32),
-                "flan-t5-xxl": size(4096, 10_240, 24, 64),
+            shapes = {"base": (768, 2048, 12, 12), "large": (1024, 2816, 24, 16),
+                      "xl": (2048, 5120, 24, 32), "xxl": (4096, 10_240, 24, 64)}  # fmt: skip
+            return {"flan-t5-small": cls()} | {
+                f"flan-t5-{name}": cls(
+                    width=width, feed_forward_width=hidden, num_layers=layers, num_decoder_layers=layers, num_heads=heads
+                )
+                for name, (width, hidden, layers, heads) in shapes.items()
             }
 
     slots = ("before_attention", "after_block")  # the middle one looks at the encoder

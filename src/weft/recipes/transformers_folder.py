@@ -28,7 +28,7 @@ MARKER = "<image>"
 
 _TEMPLATES = {
     "llama": "vicuna_v1", "mistral": "mistral", "internlm2": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen3": "chatml",
-    "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text",
+    "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text", "t5": "bare",
 }  # fmt: skip
 
 
