@@ -1,6 +1,15 @@
+import pytest
 import torch
 
-from weft.layers.rotary import Llama3Scaling, Rotary, rotate
+from weft.layers.rotary import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    QwenScaling,
+    Rotary,
+    inverse_frequencies,
+    rotate,
+)
 
 
 def test_rotation_is_the_published_formula():
@@ -42,3 +51,23 @@ def test_frequencies_stay_in_float32():
     low = torch.nn.Sequential(Rotary(16, 10_000.0)).to(torch.bfloat16)[0](positions)
     assert torch.equal(low[0], expected[0]) and torch.equal(low[1], expected[1])
     assert not Rotary(16, 10_000.0).state_dict()
+
+
+@pytest.mark.parametrize("scaling", [DynamicScaling(original_context=64), QwenScaling(original_context=64)], ids=str)
+def test_a_base_that_grows_with_the_context_starts_behind_the_original_one(scaling):
+    plain = inverse_frequencies(10_000.0, 16)
+    assert torch.equal(scaling.frequencies(10_000.0, 16, 8), plain)
+    assert torch.equal(scaling.frequencies(10_000.0, 16, 64), plain)
+    longer = [scaling.frequencies(10_000.0, 16, context) for context in (65, 300)]
+    assert (longer[1][1:] < longer[0][1:]).all() and (longer[0][1:] < plain[1:]).all()
+    assert all(frequencies[0] == 1 for frequencies in longer)  # the fastest pair turns as before
+
+
+def test_scaled_bases_are_the_published_formulas():
+    exponent = 16 / 14
+    dynamic = DynamicScaling(factor=3.0, original_context=64).frequencies(10_000.0, 16, 128)
+    assert torch.allclose(dynamic, inverse_frequencies(10_000.0 * (3 * 2 - 2) ** exponent, 16))
+    for context, growth in ((65, 3), (128, 3), (129, 7), (600, 31)):  # 2 ** (doublings + 1) - 1
+        qwen = QwenScaling(original_context=64).frequencies(10_000.0, 16, context)
+        assert torch.allclose(qwen, inverse_frequencies(10_000.0 * growth**exponent, 16))
+    assert torch.allclose(LinearScaling(factor=4.0).frequencies(10_000.0, 16, 0) * 4, inverse_frequencies(10_000.0, 16))
