@@ -26,6 +26,9 @@ WRITTEN = {
     "cogvlm_vqa": "<image>Question: Q1 Short answer: A1</s>Question: Q2 Short answer: A2</s>",
     "bare": "<image>Q1 A1 Q2 A2",
     "blip_2_t5": "<image>Question: Q1 Answer: A1 Question: Q2 Answer: A2",
+    "flamingo": "<image>Q1 A1<|endofchunk|>Q2 A2<|endofchunk|>",
+    "idefics": "User: <fake_token_around_image><image><fake_token_around_image>Q1<end_of_utterance>\n"
+    "Assistant: A1<end_of_utterance>\nUser: Q2<end_of_utterance>\nAssistant: A2<end_of_utterance>",
     "plain": "<image>A1\nA2\n",
     "vicuna_v1": f"{SYSTEM} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>",
     "llama_3": "<|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
@@ -45,6 +48,8 @@ PROMPT_END = {
     "cogvlm_vqa": "<image>Question: Q1 Short answer: ",
     "bare": "<image>Q1 ",
     "blip_2_t5": "Question: Q1 Answer:",
+    "flamingo": "<image>Q1",
+    "idefics": "<image><fake_token_around_image>Q1<end_of_utterance>\nAssistant:",
     "plain": "<image>",
     "vicuna_v1": "USER: <image>\nQ1 ASSISTANT:",
     "llama_3": "Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -99,6 +104,12 @@ def test_a_conversation_may_bring_its_own_system_text_or_none():
 def test_the_image_of_a_turn_moves_to_its_head(parts):
     conversation = Conversation((user(*parts), assistant("A")))
     assert "USER: <image>\nQ1 ASSISTANT:" in written("vicuna_v1", conversation).text
+
+
+def test_idefics_puts_one_token_between_adjacent_images():
+    around = "<fake_token_around_image>"
+    text = written("idefics", Conversation((user(PICTURE, PICTURE, "Q", PICTURE), assistant("A")))).text
+    assert text.startswith(f"User: {around}<image>{around}<image>{around}Q{around}<image>{around}<end_of_utterance>")
 
 
 def test_in_the_plain_template_the_instruction_changes_nothing():

@@ -29,7 +29,7 @@ class Template:
     media_first: bool = True  # media of a turn move to its head, each within header and footer, and its text is stripped
     media_header: str = ""
     media_footer: str = "\n"
-    media_around: str = ""  # stands before and behind every medium, once between adjacent ones
+    media_around: str = ""  # without `media_first`: before and behind every medium, once between adjacent ones
     media_before_turn: bool = False  # with `media_first`: they stand before the turn's header
     user_text: bool = True  # False: only the media of user turns are written
     caption: bool = False
