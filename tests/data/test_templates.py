@@ -24,7 +24,7 @@ WRITTEN = {
     "cogvlm_base": "<image>Q1A1</s>Q2A2</s>",
     "cogvlm_chat": "<image>[INST] Q1 [/INST] A1</s>[INST] Q2 [/INST] A2</s>",
     "cogvlm_vqa": "<image>Question: Q1 Short answer: A1</s>Question: Q2 Short answer: A2</s>",
-    "bare": "<image>Q1 A1 Q2 A2",
+    "bare": "<image> Q1 A1 Q2 A2",
     "blip_2_t5": "<image>Question: Q1 Answer: A1 Question: Q2 Answer: A2",
     "flamingo": "<image>Q1 A1<|endofchunk|>Q2 A2<|endofchunk|>",
     "idefics": "User: <fake_token_around_image><image><fake_token_around_image>Q1<end_of_utterance>\n"
@@ -46,7 +46,7 @@ PROMPT_END = {
     "cogvlm_base": "<image>Q1",
     "cogvlm_chat": "<image>[INST] Q1 [/INST] ",
     "cogvlm_vqa": "<image>Question: Q1 Short answer: ",
-    "bare": "<image>Q1 ",
+    "bare": "<image> Q1",
     "blip_2_t5": "Question: Q1 Answer:",
     "flamingo": "<image>Q1",
     "idefics": "<image><fake_token_around_image>Q1<end_of_utterance>\nAssistant:",

@@ -141,7 +141,7 @@ _TEMPLATES = (
         media_footer="",
     ),
     # the words as they are, as Flan-T5 (arXiv:2210.11416) and InstructBLIP (arXiv:2305.06500) are asked
-    Template(name="bare", between=" ", media_footer=""),
+    Template(name="bare", user_header=" ", answer_lead=" ", media_before_turn=True, media_footer=""),
     # BLIP-2 on Flan-T5 (arXiv:2301.12597): the tokenizer ends what the encoder reads and what the decoder writes
     Template(
         name="blip_2_t5",
