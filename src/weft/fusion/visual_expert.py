@@ -67,7 +67,7 @@ class VisualExpert(Fusion):
         """Raises: ConfigError for a language model whose layers have no place for experts, or have some already."""
         name = type(language_model).__name__
         for block in language_model.blocks:
-            _add(block, "feed_forward", copy.deepcopy(block.feed_forward), name)
+            _add(block, "feed_forward", copy.deepcopy(block.get_submodule("feed_forward")), name)
             if self.config.attention:
                 attention = block.attention
                 if not isinstance(attention, Attention):
