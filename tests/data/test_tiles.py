@@ -85,6 +85,11 @@ def test_llava_next_has_its_published_number_of_tokens(size, tokens):
     assert Tiles.Config().num_tokens(layout) == tokens
 
 
+def test_a_tiled_picture_is_counted_as_two_by_two_tiles():
+    for tiling, units in ((AnyResolution(), 5), (DynamicTiling(), 5), (DynamicTiling(max_tiles=1), 1)):
+        assert tiles(tiling).usual_layout(MediaLayout(4, 4)).num_units == units
+
+
 def test_llava_next_counts_like_the_reference_for_many_sizes():
     """Their counting, grid and all, against ours; sizes at random, from strips to squares."""
     transformers = pytest.importorskip("transformers")

@@ -181,6 +181,11 @@ class PictureTiles(MediaTransform):
         )
         return OpenedMedium(np.concatenate(units), layout, image.size)
 
+    def usual_layout(self, unit: MediaLayout) -> MediaLayout:
+        """Of a square picture that fills two by two tiles."""
+        side = 2 * self.view.size
+        return self.open(Image.new("RGB", (side, side)), unit).layout
+
     def normalise(self, units: Sequence[np.ndarray]) -> Tensor:
         return self.view.normalise(units)
 
