@@ -160,6 +160,7 @@ def test_a_block_cannot_be_entered_and_the_error_names_who_can():
         ("bloom", {}, "BloomForCausalLM does not attend through the attention interface"),
         ("mamba", {}, "MambaForCausalLM does not attend"),
         ("cohere", GROUPED, r"changes its logits behind the output layer \(logit_scale\)"),
+        ("bert", {**GROUPED, "is_decoder": True}, "BertLMHeadModel is not one stack of blocks with one table of 96 times 32"),
         ("gtp2", {}, "unknown family of causal language models in transformers 'gtp2'; did you mean 'gpt2'"),
         ("gpt2", {"n_layers_": 3, "n_head": "four"}, "transformers takes no such config of gpt2"),
     ],
@@ -195,6 +196,8 @@ def test_a_published_config_is_read_by_its_own_names():
     read = HFWrapper.Config.read(saved)
     assert (read.family, read.vocabulary, read.width, read.num_layers, read.context) == ("gpt2", 50_257, 768, 12, 1024)
     assert json.loads(read.settings) == {"attn_pdrop": 0.1, "bos_token_id": 50_256, "n_ctx": 1024, "n_head": 12}
+    with pytest.raises(ConfigError, match="gemma3 of transformers states no vocab_size"):
+        HFWrapper.Config.read({"model_type": "gemma3"})
     with torch.device("meta"), without_values():
         assert num_parameters(read.build()) == num_parameters(HFWrapper.Config().build()) == 124_439_808
 

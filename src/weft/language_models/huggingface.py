@@ -78,6 +78,10 @@ class HFWrapper(LanguageModel):
             theirs = _library_config(family, rest)
             spelled = {_spelling(theirs, name) for name in _SIZES.values()} | set(_SIZES.values())
             settings = {name: value for name, value in rest.items() if name not in spelled}
+            if lacking := [name for name in _SIZES.values() if not hasattr(theirs, name)]:
+                raise ConfigError(
+                    f"{family} of transformers states no {', '.join(lacking)}: no language model alone; use another"
+                )
             sizes = {ours: getattr(theirs, name) for ours, name in _SIZES.items()}
             return cls(family=family, settings=json.dumps(settings, sort_keys=True), **sizes)
 
@@ -258,4 +262,11 @@ def _attending(c: HFWrapper.Config) -> Any:
             "not hold; use another family"
         )
     library.AttentionInterface.register(ATTENTION, _attention)  # no mask function of that name: no mask is made
-    return library.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
+    model = library.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
+    table, others = model.get_input_embeddings().weight.shape, [m for m in model.children() if m is not model.base_model]
+    if tuple(table) != (c.vocabulary, c.width) or others != [model.get_output_embeddings()]:
+        raise ConfigError(
+            f"{model_class.__name__} is not one stack of blocks with one table of {c.vocabulary} times {c.width} before it and "
+            "one output layer behind it, all that Weft's interface knows; use another family"
+        )
+    return model
