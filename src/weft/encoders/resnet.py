@@ -17,6 +17,7 @@ from weft.core.media import MediaFeatures
 from weft.layers.batch_norm import BatchNorm
 from weft.layers.transformer import num_blocks_to_run
 
+CLASSES = 1000  # of ImageNet
 REDUCTION = 4
 
 
@@ -54,7 +55,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # In place on what a norm has just made: its gradient keeps its input, not its output.
         hidden = F.relu_(self.narrow(x))
-        hidden = self.widen(F.relu_(self.look(hidden)))
+        hidden = F.relu_(self.look(hidden))
+        hidden = self.widen(hidden)
         return F.relu_(hidden.add_(self.shortcut(x)))
 
 
@@ -131,6 +133,10 @@ class Resnet(ModalityEncoder):
         def layout(self) -> MediaLayout:
             height, width = self._grid
             return MediaLayout(height // self.grid_pool, width // self.grid_pool)
+
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            return {"classifier": (self.widths[-1] + 1) * CLASSES}
 
         @classmethod
         def tiny(cls) -> Self:
