@@ -1,50 +1,81 @@
 """Images per second and peak memory of every image encoder, against `transformers` on the same weights in the same run.
 
-python benchmarks/encoders.py [--encoders clip_vision siglip_vision] [--size smallest] [--batches 1 8] [--runs 12] [--threads 2]
+python benchmarks/encoders.py [--quick] [--encoders clip siglip] [--batches 1 4] [--runs 12] [--threads 2]
 
-Encoders come from the catalogue; one is held against the class that its checkpoint format writes into the config, and the
-weights cross in that format. An encoder without such a class is named and left out. Both sides give the same output, in fp32
-within 1e-4 of its largest value, else nothing is measured. "forward" is that output without gradients, "training" the mean of
-its square with the gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Neither side is compiled;
-`transformers` picks its own attention. Runs alternate, with the order swapped every time; ratios are of medians in Weft's
-favour, and the bound is the lower end of their 95% bootstrap interval. Peak memory is what a call adds to what was held
-before it: counted by the allocator on CUDA, by the kernel's high-water mark of the process on Linux (from 8 MiB on, below it
-is noise), elsewhere not at all. A CUDA device is taken where there is one. Writes results/encoders.json and encoders.md
-beside this file.
+Each side lives in a process of its own (encoder_process.py); runs alternate between the two, with the order swapped every time.
+The weights cross through a folder in the published form, and before anything is measured both sides must give the same output,
+in fp32 within 1e-4 of its largest value. "forward" is that output without gradients, "training" the mean of its square with the
+gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Neither side is compiled; `transformers` picks its
+own attention. Ratios are of medians in Weft's favour, the bound is the lower end of their 95% bootstrap interval.
+
+Peak memory is what a call adds to what was held before it: counted by the allocator on CUDA, by the kernel's high-water mark of
+the process on Linux (from 4 MiB on, below it pages are what is measured), elsewhere not at all. A CUDA device is taken where
+there is one.
+
+Every row is written as soon as it is measured, to results/encoders.json and encoders.md beside this file; a run that was
+interrupted goes on where it stopped, as long as the code, the machine and the settings are the same. --quick measures shallow
+forms of the same widths and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
+import dataclasses
+import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from comparison import CLOCKS, FLOOR, HERE, Clock, conditions, processor, ratio_of_medians
+from comparison import CLOCKS, FLOOR, HERE, conditions, processor, ratio_of_medians
+from encoder_process import DTYPES, Opening, Process
 from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
-from torch import Tensor
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
 from weft.checkpoints.weight_files import weights
-from weft.core.catalogue import parts
-from weft.core.errors import CheckpointError, ConfigError
+from weft.core.errors import CheckpointError
 from weft.core.interfaces import ModalityEncoder
+from weft.encoders.clip import ClipVision
+from weft.encoders.dinov2 import Dinov2
+from weft.encoders.eva_clip import EvaClipVision
+from weft.encoders.resnet import Resnet
+from weft.encoders.siglip import SiglipVision
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("forward", "training")
+METRICS = {"speed": "{:,.1f} images/s", "peak memory": "{:,.1f} MiB"}
 AGREEMENT = 1e-4  # float32 through a published depth, in other orders of summation
-OUTPUTS = {"pooled": ("pooler_output", "image_embeds"), "features": ("last_hidden_state",)}
-MEBIBYTE = 2**20
-SMALLEST_PEAK = 8.0  # MiB of resident memory, below which pages and the allocator's habits are what is measured
+SMALLEST_PEAK = 4.0  # MiB of resident memory
+RESULTS, TABLE = HERE / "results" / "encoders.json", HERE / "encoders.md"
+
+
+def subjects() -> dict[str, tuple[str, ModalityEncoder.Config]]:
+    """Every encoder that `transformers` has a class for, at a size that two cores can train: its name, size and config."""
+    dinov2: dict[str, Any] = {"image_size": 224}
+    blip_2 = dataclasses.replace(
+        EvaClipVision.Config.sizes()["g-14-blip-2"],
+        width=768, num_layers=12, num_heads=12, feed_forward_width=3072, feature_norm_eps=1e-6,
+    )  # fmt: skip
+    plain = dataclasses.replace(Dinov2.Config.sizes()["s-14"], position_interpolation="plain", **dinov2)
+    registers = dataclasses.replace(Dinov2.Config.sizes()["s-14-registers"], **dinov2)
+    return {
+        "clip": ("b-16", ClipVision.Config.sizes()["b-16"]),
+        "siglip": ("b-16-224", SiglipVision.Config.sizes()["b-16-224"]),
+        "dinov2": ("s-14 at 224", plain),
+        "dinov2-registers": ("s-14 at 224", registers),
+        "resnet": ("50", Resnet.Config.sizes()["50"]),
+        "eva_clip": ("BLIP-2's, 12 x 768", blip_2),
+    }
+
+
+LEFT_OUT = {
+    "eva_clip with sub-norms and rotary positions": "no class in transformers",
+    "nfnet": "no class in transformers",
+}
 
 
 @dataclass(frozen=True)
@@ -77,280 +108,216 @@ class Result:
     def reached(self) -> bool:
         return self.lower_bound >= FLOOR
 
-
-class LeftOut(Exception):
-    """An encoder that cannot be compared, and why."""
-
-
-def image_encoders() -> dict[str, type[ModalityEncoder]]:
-    """The catalogue's image encoders by name."""
-    found = {name: cls for name, cls in parts("encoders").items() if issubclass(cls, ModalityEncoder)}
-    return {name: cls for name, cls in found.items() if cls.Config.modality == "image"}
+    @staticmethod
+    def of(case: Case, metric: str, ours: Sequence[float], theirs: Sequence[float]) -> Result:
+        pair = (ours, theirs) if metric == "speed" else ([1 / value for value in ours], [1 / value for value in theirs])
+        ratio, bound = ratio_of_medians(*pair)
+        return Result(case, metric, statistics.median(ours), statistics.median(theirs), ratio, bound, len(ours))
 
 
-def config_of(cls: type[ModalityEncoder], size: str) -> tuple[str, ModalityEncoder.Config]:
-    """The size's name and config: "tiny", "smallest", "largest" or a published name.
+class Record:
+    """The results so far, on disk after each of them; None as a file keeps them in memory only."""
 
-    Raises: LeftOut where the encoder has no such size.
-    """
-    if size == "tiny":
-        return size, cls.Config.tiny()
-    sizes = dict(cls.Config.sizes())
-    if size in ("smallest", "largest") and sizes:
-        ordered = sorted(sizes, key=lambda name: num_parameters(sizes[name]))
-        size = ordered[0 if size == "smallest" else -1]
-    if size not in sizes:
-        raise LeftOut(f"no size {size!r}")
-    return size, sizes[size]
+    def __init__(self, where: dict[str, Any], settings: dict[str, Any], file: Path | None, again: bool) -> None:
+        self.where, self.settings, self.file = where, settings, file
+        self.measured: list[Result] = []
+        self.unmeasured: list[tuple[Case, str]] = []
+        if file is None or again or not file.exists():
+            return
+        saved = json.loads(file.read_text())
+        same = {"hardware", "python", "torch", "transformers"}
+        if saved.get("settings") == settings and all(saved["conditions"][key] == where[key] for key in same):
+            self.measured = [Result(**{**row, "case": Case(**row["case"])}) for row in saved["results"]]
+            self.unmeasured = [(Case(**case), metric) for case, metric in saved["unmeasured"]]
+
+    def has(self, case: Case, metric: str) -> bool:
+        return (case, metric) in self.unmeasured or any((one.case, one.metric) == (case, metric) for one in self.measured)
+
+    def add(self, case: Case, metric: str, result: Result | None) -> None:
+        if result is None:
+            self.unmeasured.append((case, metric))
+        else:
+            self.measured.append(result)
+        if self.file is None:
+            return
+        record = {"conditions": self.where, "settings": self.settings, "results": [asdict(one) for one in self.measured]}
+        record["unmeasured"] = [(asdict(case), metric) for case, metric in self.unmeasured]
+        self.file.parent.mkdir(exist_ok=True)
+        beside = self.file.with_suffix(".partial")
+        beside.write_text(json.dumps(record, indent=1) + "\n")
+        beside.replace(self.file)
+        TABLE.write_text(markdown(self.measured, self.where))
 
 
-def num_parameters(config: ModalityEncoder.Config) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in config.build().parameters())
-
-
-def published_form(config: ModalityEncoder.Config) -> tuple[CheckpointFormat, dict[str, Any]] | None:
-    """The format that can write this encoder for a `transformers` class, and the written config; None where there is none."""
+def published_form(config: ModalityEncoder.Config) -> tuple[CheckpointFormat, dict[str, Any]]:
+    """The format that writes this encoder for a `transformers` class, and the written config."""
     import transformers
 
     for layout in checkpoint_formats().values():
         if any(type(tiny) is type(config) for tiny in layout.tiny()):
-            saved = layout.write_config(config)
+            try:
+                saved = layout.write_config(config)
+            except CheckpointError:  # this layout has no place for it, another may
+                continue
             named = any(hasattr(transformers, architecture) for architecture in saved.get("architectures") or ())
             if named and saved.get("model_type") in layout.model_types:
                 return layout, saved
-    return None
+    raise SystemExit(f"{type(config).__qualname__}: no checkpoint format writes it for a class of transformers")
 
 
-def reference_of(encoder: ModalityEncoder, layout: CheckpointFormat, saved: dict[str, Any]) -> Any:
-    """The `transformers` model with the same weights, through a folder in its published form."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    state = layout.key_map(encoder.config).from_weft(weights(encoder))
-    cls = getattr(transformers, saved["architectures"][0])
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.safetensors"
-        save_file({key: value.contiguous() for key, value in state.items()}, file, {"format": "pt"})
-        (Path(folder) / "config.json").write_text(json.dumps(saved))
-        model, info = cls.from_pretrained(folder, output_loading_info=True, local_files_only=True)
-    if any(info.values()):
-        raise SystemExit(f"{cls.__name__} does not take all that Weft writes: {info}")
-    return model.float().eval()
+def write_weights(config: ModalityEncoder.Config, folder: Path) -> str:
+    """Fresh weights in Weft's names and in the published form; the name of the peer's class."""
+    layout, saved = published_form(config)
+    torch.manual_seed(0)
+    state = weights(config.build())
+    for file, tensors in {"weft": state, "model": layout.key_map(config).from_weft(state)}.items():
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{file}.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(saved))
+    return str(saved["architectures"][0])
 
 
-Outputs = Callable[[Tensor], Tensor]
+def same_output(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, str]:
+    """The names of the two outputs that hold the same numbers: pooled vectors where both have them, else features."""
+    for name, found in ours.items():
+        for key, expected in theirs.items():
+            if found.size == expected.size:
+                difference = abs(found - expected.reshape(found.shape)).max()
+                if difference <= AGREEMENT * max(abs(expected).max(), 1.0):
+                    return name, key
+    raise SystemExit(f"no output agrees: Weft has {', '.join(ours)}, the peer {', '.join(theirs)}")
 
 
-def same_output(encoder: ModalityEncoder, reference: Any, pixels: Tensor) -> tuple[Outputs, Outputs]:
-    """The two functions of pixels that give the same numbers: pooled vectors where both have them, else features.
+def alternating(sides: Sequence[Process], num_runs: int, *call: Any) -> tuple[list[Any], list[Any]]:
+    """What `num_runs` calls of each side give, in turns, with the order swapped every time."""
+    found: tuple[list[Any], list[Any]] = ([], [])
+    for run in range(num_runs):
+        for place in (0, 1) if run % 2 == 0 else (1, 0):
+            found[place].append(sides[place](*call))
+    return found
 
-    Raises: LeftOut where there are none.
-    """
-    layout = (encoder.config.layout(),) * len(pixels)
-    ours: dict[str, Outputs] = {
-        "pooled": encoder.pool,
-        "features": lambda x: encoder(x, torch.arange(len(x), device=x.device), layout).values,
-    }
-    with torch.inference_mode():
-        given = reference(pixel_values=pixels)
-        for name, function in ours.items():
+
+def measure(cases: Sequence[Case], config: ModalityEncoder.Config, record: Record, arguments: Any) -> Iterator[Result]:
+    """The results of one encoder that the record does not have yet: speed in every case, then memory in every case."""
+    for metric in METRICS:
+        missing = [case for case in cases if not record.has(case, metric)]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            peer = write_weights(config, Path(folder))
+            common = (metric == "peak memory", Path(folder), arguments.device, arguments.threads, arguments.clock)
+            sides = [Process(Opening(config, name, *common)) for name in (None, peer)]
             try:
-                found = function(pixels)
-            except ConfigError:  # no pooling of its own
-                continue
-            for key in OUTPUTS[name]:
-                expected = getattr(given, key, None)
-                if expected is not None and agree(found, expected):
-                    return function, lambda x, key=key: getattr(reference(pixel_values=x), key)
-    raise LeftOut(f"no output that {type(reference).__name__} gives as well")
+                for side in sides:
+                    side.answer()
+                outputs = same_output(*(side("values") for side in sides))
+                for case in missing:
+                    call = (case.precision, case.mode, case.batch)
+                    slowest = max(side("prepare", name, *call) for side, name in zip(sides, outputs, strict=True))
+                    if metric == "speed":
+                        calls = max(1, round(arguments.seconds / slowest))
+                        result: Result | None = Result.of(case, metric, *alternating(sides, arguments.runs, "rate", calls))
+                    else:
+                        result = memory_result(case, alternating(sides, arguments.runs, "peak"), arguments.device)
+                    record.add(case, metric, result)
+                    if result is not None:
+                        yield result
+            finally:
+                for side in sides:
+                    side.close()
 
 
-def agree(found: Tensor, expected: Tensor) -> bool:
-    if found.numel() != expected.numel():
-        return False
-    difference = (found - expected.reshape(found.shape)).abs().max()
-    return bool(difference <= AGREEMENT * expected.abs().max().clamp_min(1.0))
-
-
-def call(function: Outputs, model: torch.nn.Module, pixels: Tensor, mode: str) -> Callable[[], None]:
-    """One forward without gradients, or one forward and backward after which the gradients are let go."""
-
-    def forward() -> None:
-        with torch.inference_mode():
-            function(pixels)
-
-    def training() -> None:
-        function(pixels).float().square().mean().backward()
-        model.zero_grad(set_to_none=True)
-
-    return forward if mode == "forward" else training
-
-
-def images_per_second(run: Callable[[], None], calls: int, batch: int, clock: Clock, device: torch.device) -> float:
-    synchronize(device)
-    start = clock()
-    for _ in range(calls):
-        run()
-    synchronize(device)
-    return calls * batch / max(clock() - start, 1e-9)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_memory(run: Callable[[], None], device: torch.device) -> float | None:
-    """What one call adds at its peak, in MiB; None where nothing counts it."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        run()
-        return (torch.cuda.max_memory_allocated(device) - held) / MEBIBYTE
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory goes back, so that a call has to ask for all that it uses
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident
-        held = resident("VmRSS")
-        run()
-        return (resident("VmHWM") - held) / 1024
-    except OSError:
+def memory_result(case: Case, peaks: tuple[list[float | None], list[float | None]], device: str) -> Result | None:
+    """None where nothing counts memory, or where it is too little to be counted."""
+    smallest = 0.0 if device.startswith("cuda") else SMALLEST_PEAK
+    ours, theirs = ([value for value in side if value is not None and value > smallest] for side in peaks)
+    if (len(ours), len(theirs)) != tuple(map(len, peaks)):
         return None
+    return Result.of(case, "peak memory", ours, theirs)
 
 
-def resident(field: str) -> float:
-    """A line of the process's status, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
+def shallow(config: ModalityEncoder.Config) -> ModalityEncoder.Config:
+    """The same widths in two blocks, or one block a stage."""
+    if isinstance(config, Resnet.Config):
+        return dataclasses.replace(config, depths=(1,) * len(config.depths))
+    return dataclasses.replace(config, num_layers=2)  # type: ignore[call-arg]  # the others are transformers
 
 
-def compare(
-    case: Case, runs: dict[str, Callable[[], None]], num_runs: int, seconds: float, clock: Clock, device: torch.device
-) -> list[Result]:
-    for run in runs.values():
-        run()
-    slowest = min(images_per_second(run, 1, case.batch, clock, device) for run in runs.values())
-    calls = max(1, round(seconds * slowest / case.batch))
-    speed: dict[str, list[float]] = {side: [] for side in runs}
-    memory: dict[str, list[float | None]] = {side: [] for side in runs}
-    for index in range(num_runs):
-        for side in sorted(runs, reverse=index % 2 == 1):
-            gc.collect()
-            speed[side].append(images_per_second(runs[side], calls, case.batch, clock, device))
-            memory[side].append(peak_memory(runs[side], device))
-    results = [result(case, "speed", speed["weft"], speed["transformers"], num_runs)]
-    counted = 0.0 if device.type == "cuda" else SMALLEST_PEAK
-    peaks = {side: [value for value in values if value is not None and value > counted] for side, values in memory.items()}
-    if all(len(values) == num_runs for values in peaks.values()):
-        results.append(result(case, "peak memory", peaks["weft"], peaks["transformers"], num_runs))
-    return results
-
-
-def result(case: Case, metric: str, ours: Sequence[float], theirs: Sequence[float], num_runs: int) -> Result:
-    pair = (ours, theirs) if metric == "speed" else ([1 / value for value in ours], [1 / value for value in theirs])
-    ratio, bound = ratio_of_medians(*pair)
-    return Result(case, metric, statistics.median(ours), statistics.median(theirs), ratio, bound, num_runs)
-
-
-HEADINGS = ["encoder", "size", "precision", "images", "mode", "what", "Weft", "transformers", "ratio", "95% bound", "reached"]
+HEADINGS = ("encoder", "size", "precision", "images", "mode", "what", "Weft", "transformers", "ratio", "95% bound", "reached")
 
 
 def columns(result: Result) -> list[str]:
-    unit = "{:,.1f} images/s" if result.metric == "speed" else "{:,.1f} MiB"
-    sides = [unit.format(result.weft), unit.format(result.transformers)]
-    case = result.case
-    row = [case.encoder, case.size, case.precision, str(case.batch), case.mode, result.metric, *sides]
-    return [*row, f"{result.ratio:.2f}x", f"{result.lower_bound:.2f}x", "yes" if result.reached else "NO"]
+    case, write = result.case, METRICS[result.metric].format
+    row = [case.encoder, case.size, case.precision, str(case.batch), case.mode, result.metric]
+    row += [write(result.weft), write(result.transformers), f"{result.ratio:.2f}x", f"{result.lower_bound:.2f}x"]
+    return [*row, "yes" if result.reached else "NO"]
 
 
-def markdown(results: Sequence[Result], where: dict[str, Any], left_out: dict[str, str]) -> str:
+def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
     lines = [
         "# Image encoders against `transformers`",
         "",
         f"{where['date']}, commit {where['commit']}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
-        f"transformers {where['transformers']}. {results[0].runs} alternating runs, the same weights and pixels on both sides, "
-        "whose outputs agree in fp32. Forward without gradients; training is forward and backward of all weights. Peak memory "
-        f"is what a call adds. A row is reached where the bound is {FLOOR}x or more. Command: `{where['command'].strip()}`.",
+        f"transformers {where['transformers']}. {results[0].runs if results else 0} alternating runs, each side in its own "
+        "process, the same weights and pixels, outputs that agree in fp32. Forward without gradients; training is forward and "
+        "backward of all weights, without an optimizer. Peak memory is what a call adds. A row is reached where the bound is "
+        f"{FLOOR}x or more. Command: `{where['command'].strip()}`.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),
         *("| " + " | ".join(columns(result)) + " |" for result in results),
         "",
+        "Not compared: " + "; ".join(f"{name}, {reason}" for name, reason in LEFT_OUT.items()) + ".",
+        "",
     ]
-    if left_out:
-        lines += ["Left out: " + "; ".join(f"{name}, {reason}" for name, reason in left_out.items()) + ".", ""]
     return "\n".join(lines)
 
 
-def measure(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
-    """The results of one encoder. Raises: LeftOut with the reason where it cannot be compared."""
-    device, clock = torch.device(arguments.device), CLOCKS[arguments.clock]
-    size, config = config_of(image_encoders()[name], arguments.size)
-    form = published_form(config)
-    if form is None:
-        raise LeftOut("no class in transformers")
-    torch.manual_seed(0)
-    encoder = config.build().eval()
-    reference = reference_of(encoder, *form).to(device)
-    encoder.to(device)
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(max(arguments.batches), *config.unit_shape, generator=generator).to(device)
-    functions = same_output(encoder, reference, pixels[:2])
-    for precision in arguments.precisions:
-        sides = {"weft": encoder.to(DTYPES[precision]), "transformers": reference.to(DTYPES[precision])}
-        for mode in arguments.modes:
-            for batch in arguments.batches:
-                case = Case(name, size, precision, batch, mode)
-                some = pixels[:batch].to(DTYPES[precision])
-                runs = {
-                    side: call(function, model.train(mode == "training"), some, mode)
-                    for function, (side, model) in zip(functions, sides.items(), strict=True)
-                }
-                yield from compare(case, runs, arguments.runs, arguments.seconds, clock, device)
+def code() -> str:
+    """A digest of what is measured, so that a run only goes on with the rows of the same code."""
+    digest = hashlib.sha256()
+    for file in sorted([*(HERE.parent / "src" / "weft").glob("**/*.py"), *HERE.glob("encoder*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def main() -> int:
-    names = list(image_encoders())
+    known = subjects()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoders", nargs="+", choices=names, default=names)
-    parser.add_argument("--size", default="smallest", help="tiny, smallest, largest, or the name of a published size")
+    parser.add_argument("--encoders", nargs="+", choices=known, default=list(known))
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--runs", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one timing, as a multiple of whole calls")
+    parser.add_argument("--batches", nargs="+", type=int, help="images a call; [1, 4], with --quick [2]")
+    parser.add_argument("--runs", type=int, help="alternating runs of each side; 12, with --quick 10")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one timing at least, as a multiple of whole calls")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--quick", action="store_true", help="shallow forms; nothing is written")
+    parser.add_argument("--again", action="store_true", help="measure anew what is already recorded")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments.runs = arguments.runs or (10 if arguments.quick else 12)
+    batches = arguments.batches or ([2] if arguments.quick else [1, 4])
     on_cuda = arguments.device.startswith("cuda")
     hardware = torch.cuda.get_device_name(arguments.device) if on_cuda else processor(arguments.threads, arguments.clock)
-    where = conditions("encoders.py", hardware)
+    settings = {"code": code(), "runs": arguments.runs, "seconds": arguments.seconds}
+    record = Record(conditions("encoders.py", hardware), settings, None if arguments.quick else RESULTS, arguments.again)
     console = Console(width=160)
-    left_out: dict[str, str] = {}
-    results: list[Result] = []
     for name in arguments.encoders:
-        try:
-            for one in measure(name, arguments):
-                console.print("  ".join(columns(one)), highlight=False)
-                results.append(one)
-        except (LeftOut, CheckpointError) as reason:
-            left_out[name] = str(reason)
-    table = Table(*HEADINGS)
-    for one in results:
-        table.add_row(*columns(one), style=None if one.reached else "red")
-    console.print(table)
-    for name, reason in left_out.items():
-        console.print(f"left out: {name}, {reason}")
-    if results and not arguments.no_write:
-        record = {"conditions": where, "results": [asdict(one) | {"reached": one.reached} for one in results]}
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / "encoders.json").write_text(json.dumps(record, indent=1) + "\n")
-        (HERE / "encoders.md").write_text(markdown(results, where, left_out))
-    return int(not results or not all(one.reached for one in results))
+        size, config = known[name]
+        if arguments.quick:
+            size, config = f"{size}, shallow", shallow(config)
+        cases = [
+            Case(name, size, precision, batch, mode)
+            for precision in arguments.precisions
+            for mode in arguments.modes
+            for batch in batches
+        ]
+        for result in measure(cases, config, record, arguments):
+            style = None if result.reached else "red"
+            console.print("  ".join(columns(result)), highlight=False, style=style)
+    short = [result for result in record.measured if not result.reached]
+    console.print(f"{len(record.measured)} rows, {len(short)} below {FLOOR}x")
+    return int(not record.measured or bool(short))
 
 
 if __name__ == "__main__":
