@@ -1,7 +1,10 @@
 """`weft list` names every part with what it costs and where it comes from, on any terminal; `weft show` counts tables apart."""
 
+import dataclasses
 import inspect
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 
 from weft.core.catalogue import parts
 from weft.core.interfaces import ModalityEncoder
+from weft.encoders.clap_laion import ClapLaionWrapper
 from weft.encoders.whisper import Whisper
 from weft.projectors.qwen_resampler import QwenResampler
 from weft.serving.part_tables import source, table
@@ -49,14 +53,46 @@ def test_a_line_fits_the_terminal_and_no_name_or_number_breaks(tables, columns):
         assert whole in text
 
 
-def test_a_size_is_listed_with_its_parameters_and_tokens(tables):
-    rows = [line.split() for line in lines_of(tables, 120)]
-    sizes = {(row[0], row[1]): row[2:5] for row in rows if len(row) > 4}
-    assert sizes["clip_vision", "l-14-336"] == ["303,507,456", "576", "1,024"]
-    assert sizes["whisper", "tiny"] == ["7,632,384", "1,500", "384"]
+def test_a_size_is_listed_with_its_parameters_tables_omissions_and_tokens(tables):
+    sizes = sizes_of(lines_of(tables, 120))
+    assert sizes["clip_vision", "l-14-336"] == ["303,507,456", "0.8M", "576", "1,024"]
+    assert sizes["whisper", "tiny"] == ["7,632,384", "0.6M", "29.6M", "1,500", "384"]
+    assert sizes["siglip_vision", "so400m-14-384"] == ["428,225,600", "729", "1,152"]
     for name, cls in parts("encoders").items():
         for size in cls.Config.sizes() if issubclass(cls, ModalityEncoder) else ():
             assert (name, size) in sizes
+
+
+def sizes_of(lines: list[str]) -> dict[tuple[str, str], list[str]]:
+    """The numbers of every size, found under its part's name."""
+    found, part = {}, ""
+    for line in lines:
+        if line.startswith("  "):
+            size, *numbers = line.split()
+            found[part, size] = numbers
+        elif line.strip():
+            part = line.split()[0]
+    return found
+
+
+def test_listing_loads_neither_a_models_library_nor_a_compiler():
+    """Either takes longer to load than all the rest together; the second comes with a product on the meta device."""
+    code = (
+        "from weft.serving.part_tables import table; table('encoders'), table('projectors'); import sys; "
+        "print('LOADED', [name for name in ('transformers', 'torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.rpartition("LOADED ")[2].strip() == "[]"
+
+
+@pytest.mark.parametrize("changes", [{}, {"embedding_width": None}, {"head": "residual"}, {"depths": (2, 4), "window_size": 2}])
+def test_a_wrapper_that_counts_itself_counts_what_it_builds(changes):
+    pytest.importorskip("transformers")
+    config = dataclasses.replace(ClapLaionWrapper.Config.tiny(), **changes)
+    with without_values():
+        built = config.build()
+    assert config.num_parameters == num_parameters(built)
+    assert ClapLaionWrapper.Config(embedding_width=None).num_parameters == 27_534_488, "the published audio tower"
 
 
 def test_counting_without_values_changes_no_count():

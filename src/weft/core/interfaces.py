@@ -60,6 +60,11 @@ class ModalityEncoder(nn.Module, ABC):
         def layout(self) -> MediaLayout:
             """The feature grid of one unit at this encoder's resolution."""
 
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            """What the published model has beside this tower and the tower leaves out, such as a head, with its parameters."""
+            return {}
+
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
             """The published sizes by name."""
@@ -100,6 +105,11 @@ class TextEncoder(nn.Module, ABC):
         @abstractmethod
         def context(self) -> int:
             """The longest text, in tokens."""
+
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            """What the published model has beside this tower and the tower leaves out, with its parameters."""
+            return {}
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:

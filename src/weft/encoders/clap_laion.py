@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -33,6 +34,7 @@ class ClapLaionWrapper(ModalityEncoder):
         """`width` is that of the first stage; every further stage doubles it and halves the grid."""
 
         modality: ClassVar[str] = "audio"
+        library: ClassVar[str] = "transformers"
 
         num_mels: int = 64
         num_frames: int = 1001
@@ -83,6 +85,30 @@ class ClapLaionWrapper(ModalityEncoder):
         @property
         def pooled_width(self) -> int:
             return self.output_width if self.embedding_width is None else self.embedding_width
+
+        @property
+        def num_parameters(self) -> int:
+            """Those of the tower and its head, by arithmetic: building it takes seconds to load a library."""
+            patches = (self.patch_size**2 + 3) * self.width
+            stages = zip(self.depths, self.num_heads, (self.width * 2**stage for stage in range(len(self.depths))), strict=True)
+            blocks = sum(depth * self._block(width, heads) for depth, heads, width in stages)
+            merging = sum(8 * (width + 1) * width for width in (self.width * 2**stage for stage in range(len(self.depths) - 1)))
+            norms = 2 * self.num_mels + 2 * self.output_width
+            return patches + blocks + merging + norms + self._head
+
+        def _block(self, width: int, num_heads: int) -> int:
+            hidden = int(width * self.feed_forward_ratio)
+            attention = 4 * width * (width + 1) + (2 * self.window_size - 1) ** 2 * num_heads
+            return attention + 4 * width + (2 * width + 1) * hidden + width
+
+        @property
+        def _head(self) -> int:
+            """Two matrices; of the one kind of head both have a bias, behind the other's stands a norm."""
+            return 0 if self.embedding_width is None else (self.output_width + self.embedding_width + 2) * self.embedding_width
+
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            return {} if self.embedding_width else {"head": dataclasses.replace(self, embedding_width=512)._head}
 
         @property
         def unit_shape(self) -> tuple[int, int]:

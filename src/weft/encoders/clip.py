@@ -19,6 +19,9 @@ from weft.layers.single_texts import check_single_texts
 from weft.layers.slots import BlockContext
 from weft.layers.transformer import num_blocks_to_run, pre_norm_blocks, run_blocks
 
+JOINT_WIDTHS = {"vision": {768: 512, 1024: 768}, "text": {512: 512, 768: 768}}
+"""By a published tower's width that of the space in which CLIP compares; the projections into it are the dual encoder's."""
+
 
 def initialise_blocks(blocks: nn.ModuleList, width: int) -> None:
     """The published start: deviations that keep the residual stream's size over the depth; biases at zero."""
@@ -69,6 +72,11 @@ class ClipVision(ModalityEncoder):
             """The patch grid; with the class token kept there is no grid any more but one row of features."""
             side = patches_per_side(self.image_size, self.patch_size)
             return MediaLayout(1, side * side + 1) if self.keep_class_token else MediaLayout(side, side)
+
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            joint = JOINT_WIDTHS["vision"].get(self.width)
+            return {} if joint is None else {"projection": self.width * joint}
 
         @classmethod
         def tiny(cls) -> Self:
@@ -148,6 +156,11 @@ class ClipText(TextEncoder):
         @property
         def output_width(self) -> int:
             return self.width
+
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            joint = JOINT_WIDTHS["text"].get(self.width)
+            return {} if joint is None else {"projection": self.width * joint}
 
         @classmethod
         def tiny(cls) -> Self:

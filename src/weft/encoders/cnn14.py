@@ -33,6 +33,9 @@ class ConvolutionBlock(nn.Module):
         return F.relu(self.second_norm(self.second(x)))
 
 
+CLASSES = 527  # of AudioSet
+
+
 class Cnn14(ModalityEncoder):
     """A batch norm for every mel band, then blocks of two convolutions; all but the last halve time and frequency.
 
@@ -92,6 +95,10 @@ class Cnn14(ModalityEncoder):
         def layout(self) -> MediaLayout:
             """One row of features in time."""
             return MediaLayout(1, self.num_frames // self.stride)
+
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            return {} if self.embedding_width else {"classifier": (self.widths[-1] + 1) * CLASSES}
 
         @classmethod
         def tiny(cls) -> Self:

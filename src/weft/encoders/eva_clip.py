@@ -131,6 +131,22 @@ class EvaClipVision(ModalityEncoder):
             side = patches_per_side(self.image_size, self.patch_size)
             return MediaLayout(1, side * side + 1) if self.keep_class_token else MediaLayout(side, side)
 
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            whole = type(self)()  # EVA-CLIP-g, of which others keep the trunk and leave out its end
+            shape = (self.width, self.num_heads, self.feed_forward_width, self.block)
+            if self.embedding_width or shape != (whole.width, whole.num_heads, whole.feed_forward_width, whole.block):
+                return {}
+            assert whole.embedding_width is not None
+            attention, norms = 4 * self.width**2 + 3 * self.width, 4 * self.width
+            feed_forward = (2 * self.width + 1) * self.feed_forward_width + self.width
+            blocks = range(self.num_layers, whole.num_layers)
+            return {
+                **{f"block {layer + 1}": attention + norms + feed_forward for layer in blocks},
+                "final norm": 2 * self.width,
+                "head": (self.width + 1) * whole.embedding_width,
+            }
+
         @classmethod
         def tiny(cls) -> Self:
             small: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 64, "num_layers": 2, "num_heads": 2}

@@ -17,6 +17,7 @@ from weft.layers.normalizer_free_block import NormalizerFreeBlock, deviations
 from weft.layers.precision import working_precision
 from weft.layers.scaled_convolution import ScaledConvolution, scaled_activation
 
+CLASSES = 1000  # of ImageNet
 REDUCTION = 32  # pixels along one side of a feature position
 RESOLUTIONS = {"f0": (192, 256), "f1": (224, 320), "f2": (256, 352), "f3": (320, 416), "f4": (384, 512), "f5": (416, 544)}
 RESOLUTIONS |= {"f6": (448, 576)}  # trained and tested at
@@ -77,6 +78,10 @@ class Nfnet(ModalityEncoder):
         def layout(self) -> MediaLayout:
             side = -(-self.image_size // REDUCTION)
             return MediaLayout(side, side)
+
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            return {"classifier": (self.pooled_width + 1) * CLASSES}
 
         @classmethod
         def tiny(cls) -> Self:

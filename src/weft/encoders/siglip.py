@@ -78,6 +78,14 @@ class SiglipVision(ModalityEncoder):
             side = patches_per_side(self.image_size, self.patch_size)
             return MediaLayout(side, side)
 
+        @property
+        def omitted(self) -> Mapping[str, int]:
+            if self.pooling_head:
+                return {}
+            attention, norm = 4 * self.width * (self.width + 1), 2 * self.width
+            feed_forward = (2 * self.width + 1) * self.feed_forward_width + self.width
+            return {"pooling head": self.width + attention + norm + feed_forward}
+
         @classmethod
         def tiny(cls) -> Self:
             return cls(image_size=32, patch_size=8, width=64, num_layers=2, num_heads=2, feed_forward_width=128)

@@ -58,6 +58,15 @@ class Whisper(ModalityEncoder):
             return (self.num_mels, 2 * self.num_frames)
 
         @property
+        def omitted(self) -> Mapping[str, int]:
+            """The decoder: as deep as the encoder, with cross-attention, over texts of 448 tokens; its table is its head."""
+            vocabulary = 51_866 if self.num_mels == 128 else 51_865
+            attention, norm = 4 * self.width**2 + 3 * self.width, 2 * self.width
+            feed_forward = (2 * self.width + 1) * self.feed_forward_width + self.width
+            layers = self.num_layers * (2 * attention + feed_forward + 3 * norm)
+            return {"decoder": (vocabulary + 448) * self.width + layers + norm}
+
+        @property
         def num_constants(self) -> int:
             """Values of the position table, which published counts of parameters include."""
             return self.num_frames * self.width

@@ -26,8 +26,9 @@ class PositionConvolution(nn.Module):
         self.magnitude = nn.Parameter(torch.empty(1, 1, kernel))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.direction, std=math.sqrt(4 / (kernel * width)))
-        with torch.no_grad():
-            self.magnitude.copy_(self._length())
+        if not self.direction.is_meta:  # without values there is no length to take
+            with torch.no_grad():
+                self.magnitude.copy_(self._length())
 
     def _length(self) -> Tensor:
         return self.direction.float().square().sum((0, 1), keepdim=True).sqrt().to(self.direction.dtype)

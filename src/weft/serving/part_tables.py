@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -17,10 +16,11 @@ from weft.core.errors import MissingLibrary
 from weft.core.interfaces import InputProjector, LanguageModel, ModalityEncoder, TextEncoder
 from weft.core.layout import MediaLayout
 from weft.serving.quantities import count
-from weft.systems.accounting import num_parameters, without_values
+from weft.systems.accounting import num_parameters, num_table_values, omitted, without_values
 
 EXAMPLE_GRID = MediaLayout(24, 24)  # LLaVA-1.5's
 EXAMPLE_WIDTHS = (1024, 4096)
+DEFAULT = "default"
 PAPER_WIDTH = len("2310.03744")
 
 
@@ -55,33 +55,61 @@ def _new(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _encoders(room: str) -> Table:
-    made = _new("encoders", "name", "size", "parameters", "tokens", "width", "arXiv", right=("parameters", "tokens", "width"))
+    numbers = ("parameters", "tables", "omitted", "tokens", "width")
+    made = _new("encoders", "size", *numbers, "arXiv", right=numbers)
+    made.caption = "tables are fixed values; omitted are heads of the published model (`weft show`)"
+    made.caption_justify = "left"
     for name, cls in catalogue.parts("encoders").items():
-        papers = source(cls)
-        for size, config in _sizes(cls):
+        sizes = _sizes(cls)
+        several = sizes[0][0] != DEFAULT
+        if several:
+            made.add_row(name, *("" for _ in numbers), source(cls))
+        for size, config in sizes:
             tokens = count(config.layout().positions) if isinstance(config, ModalityEncoder.Config) else f"<= {config.context}"
-            made.add_row(name, size, _count_of(config), tokens, count(config.output_width), papers)
-            papers = ""  # once a part, beside its first size
+            left_out, (parameters, tables) = sum(omitted(config).values()), _counts_of(config)
+            row = (parameters, tables, _millions(left_out), tokens, count(config.output_width))
+            made.add_row(*((f"  {size}", *row) if several else (name, *row, source(cls))))
     return made
 
 
-def _count_of(config: Any) -> str:
-    """The parameters of a part, where what it is built from is installed: a wrapper's library may be missing."""
+def _counts_of(config: Any) -> tuple[str, str]:
+    """Parameters and table values of a part, where what it is built from is installed: a wrapper's library may be missing.
+
+    A wrapper counts itself, because loading its library takes longer than all the rest.
+    """
+    if hasattr(config, "library") and find_spec(config.library) is None:
+        return f"needs {config.library}", ""
+    if hasattr(config, "num_parameters"):
+        return count(config.num_parameters), ""
     try:
-        return count(_built(config.build))
+        with without_values():
+            part = config.build()
     except MissingLibrary as error:
-        return f"needs {error.library}"
+        return f"needs {error.library}", ""
+    tables = num_table_values(part)
+    return count(num_parameters(part)), _millions(tables)
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:,.1f}M" if number else ""
+
+
+def _count_of(config: Any) -> str:
+    return _counts_of(config)[0]
 
 
 def _projectors(room: str) -> Table:
     made = _new(
         f"projectors (from a {EXAMPLE_GRID.height}x{EXAMPLE_GRID.width} grid, {EXAMPLE_WIDTHS[0]} to {EXAMPLE_WIDTHS[1]} wide)",
-        "name", "parameters", "tokens", "purpose", "arXiv", right=("parameters", "tokens"),
+        "name", "parameters", "tables", "tokens", "purpose", "arXiv", right=("parameters", "tables", "tokens"),
     )  # fmt: skip
     for name, cls in catalogue.parts("projectors").items():
         config = _fitting(cls)
-        tokens = count(config.num_tokens(EXAMPLE_GRID))
-        made.add_row(name, count(_built(partial(config.build, *EXAMPLE_WIDTHS))), tokens, purpose(cls), source(cls))
+        with without_values():
+            part = config.build(*EXAMPLE_WIDTHS)
+        tables = num_table_values(part)
+        costs = (count(num_parameters(part)), _millions(tables), count(config.num_tokens(EXAMPLE_GRID)))
+        made.add_row(name, *costs, purpose(cls), source(cls))
     return made
 
 
@@ -141,7 +169,7 @@ _TABLES: dict[str, Callable[[str], Table]] = {
 
 def _sizes(cls: Any) -> list[tuple[str, Any]]:
     config: type[ModalityEncoder.Config | TextEncoder.Config | LanguageModel.Config] = cls.Config
-    return list(config.sizes().items()) or [("default", config())]
+    return list(config.sizes().items()) or [(DEFAULT, config())]
 
 
 def _fitting(cls: Any) -> InputProjector.Config:
@@ -150,8 +178,3 @@ def _fitting(cls: Any) -> InputProjector.Config:
     if hasattr(config, "capacity"):
         return cls.Config(capacity=EXAMPLE_GRID.positions)  # type: ignore[no-any-return]
     return config
-
-
-def _built(build: Callable[[], torch.nn.Module]) -> int:
-    with without_values():
-        return num_parameters(build())

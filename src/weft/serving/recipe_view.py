@@ -75,15 +75,21 @@ def _grow(tree: Tree, part: Part, system: System) -> None:
         for child in part.children:
             _grow(tree, child, system)
         return
-    branch = tree.add(
-        f"{escape(part.name)}  [cyan]{part.kind}[/]  {count(part.parameters)}{_tables(part)}{_tokens(part, system)}"
-    )
+    costs = f"{count(part.parameters)}{_tables(part)}{_omitted(part, system)}"
+    branch = tree.add(f"{escape(part.name)}  [cyan]{part.kind}[/]  {costs}{_tokens(part, system)}")
     for child in part.children:
         _grow(branch, child, system)
 
 
 def _tables(part: Part) -> str:
     return f" + {count(part.table_values)} in fixed tables" if part.table_values else ""
+
+
+def _omitted(part: Part, system: System) -> str:
+    """What the published model has beside a tower; a dual encoder has the projections itself."""
+    own = {"projection"} if isinstance(system, DualEncoder) else set()
+    found = [f"{name} ({count(parameters)})" for name, parameters in part.omitted.items() if name not in own]
+    return f", without the published {', '.join(found)}" if found else ""
 
 
 def _tokens(part: Part, system: System) -> str:

@@ -6,7 +6,7 @@ The parts' own code runs on tensors without data, so a new part is counted witho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import singledispatch
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from weft.core.attention_rule import AttentionRule
 from weft.core.batch import TextSide
 from weft.core.errors import ConfigError
-from weft.core.interfaces import ENCODED, System
+from weft.core.interfaces import ENCODED, ModalityEncoder, System
 from weft.core.layout import MediaLayout
 from weft.core.memory import Memory
 from weft.core.sequence import TokenSequence
@@ -59,8 +59,8 @@ class without_values(TorchFunctionMode):
     """Inside the block, new modules have neither memory nor initial values: what fills a tensor in place does nothing.
 
     Half of the time of building on the meta device goes into filling what is not there, and its first product or draw loads
-    PyTorch's compiler, which takes as long as PyTorch itself. So a draw is an empty tensor, and what starts from a range or
-    from listed numbers, such as a table of positions, is small and computed for what it is.
+    PyTorch's compiler, which takes as long as PyTorch itself. So a draw is an empty tensor, scaled or not, and what starts from
+    a range or from listed numbers, such as a table of positions, is small and computed for what it is.
     """
 
     _FILLS: ClassVar = frozenset(
@@ -68,6 +68,7 @@ class without_values(TorchFunctionMode):
          Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.mul_, Tensor.div_)
     )  # fmt: skip
     _TABLES: ClassVar = frozenset((torch.arange, torch.linspace, torch.tensor))
+    _SCALES: ClassVar = frozenset((Tensor.mul, Tensor.__mul__, Tensor.div, Tensor.__truediv__))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -75,7 +76,9 @@ class without_values(TorchFunctionMode):
         if func in self._FILLS:
             return args[0] if args else (kwargs or {})["tensor"]
         if func in self._TABLES:
-            return func(*args, **{"device": "cpu", **(kwargs or {})})
+            return func(*args, **{**(kwargs or {}), "device": "cpu"})
+        if func in self._SCALES and isinstance(args[0], Tensor) and args[0].is_meta and isinstance(args[1], int | float):
+            return args[0]
         return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
     def __enter__(self) -> Self:
@@ -105,6 +108,15 @@ def num_parameters(parameters: Iterable[nn.Parameter] | nn.Module) -> int:
 def num_table_values(module: nn.Module) -> int:
     """Values of fixed tables, such as sinusoids, that are no parameters but stand in some published counts."""
     return sum(buffer.numel() for buffer in module.buffers() if buffer.dim() > 1 and buffer.is_floating_point())
+
+
+def omitted(config: Any) -> dict[str, int]:
+    """What a part and those that its config holds leave out of their published models, by name, with its parameters."""
+    found = dict(getattr(config, "omitted", {}))
+    for inner in fields(config) if is_dataclass(config) else ():
+        if isinstance(held := getattr(config, inner.name), ModalityEncoder.Config):
+            found |= {f"{inner.name}'s {name}": parameters for name, parameters in omitted(held).items()}
+    return found
 
 
 def cost(system: System, sample: SampleShape, dtype: torch.dtype = torch.bfloat16, training: bool = True) -> Cost:
@@ -228,13 +240,18 @@ def _units(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a system, by the prefix of its parameters' names, and the parts inside it."""
+    """A part of a system, by the prefix of its parameters' names, and the parts inside it.
+
+    `table_values` and `omitted` are not among the `parameters`: values of fixed tables, and what the part leaves out of the
+    published model, with its parameters.
+    """
 
     name: str
     kind: str
     parameters: int
     children: tuple[Part, ...] = ()
     table_values: int = 0
+    omitted: Mapping[str, int] = field(default_factory=dict)
 
 
 def parts(module: nn.Module, name: str = "") -> tuple[Part, ...]:
@@ -245,7 +262,8 @@ def parts(module: nn.Module, name: str = "") -> tuple[Part, ...]:
         if size := num_parameters(child):
             whole = hasattr(child, "config") or (type(child).__module__.startswith("torch.nn.modules.") and not _is_list(child))
             below = () if whole else parts(child, f"{prefix}{key}")
-            inside.append(Part(f"{prefix}{key}", type(child).__name__, size, below, num_table_values(child)))
+            left_out = omitted(child.config) if hasattr(child, "config") else {}
+            inside.append(Part(f"{prefix}{key}", type(child).__name__, size, below, num_table_values(child), left_out))
     own = [Part(f"{prefix}{key}", "Parameter", p.numel()) for key, p in module.named_parameters(recurse=False)]
     return (*inside, *own)
 
