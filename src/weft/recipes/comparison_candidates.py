@@ -39,7 +39,14 @@ _DESK_SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "c_abstractor": {"grid_side": 8, "side": 4, "depth": 2},
         "d_abstractor": {"grid_side": 8, "side": 4, "num_layers": 2, "num_heads": 2, "feed_forward_width": 384},
         "perceiver": {"num_latents": 16, "num_layers": 2, "num_heads": 2},
-        "q_former": {"num_queries": 16, "width": 128, "num_layers": 4, "num_heads": 2, "feed_forward_width": 384},
+        "q_former": {
+            "num_queries": 16,
+            "width": 128,
+            "num_layers": 4,
+            "num_heads": 2,
+            "feed_forward_width": 384,
+            "dropout": 0.0,
+        },
     },
     "encoders": {
         "clip_vision": {
