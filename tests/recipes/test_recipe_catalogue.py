@@ -1,5 +1,7 @@
 """Recipes are found by existing, under names that people write, with the nearest names offered."""
 
+import re
+
 import pytest
 
 from weft.core import config
@@ -55,12 +57,18 @@ def test_a_recipe_of_one_size_says_so():
     assert all(sizes_of(name) for name in recipe_names() if name not in single)
 
 
+def without_block_numbers(patterns):
+    """A small tower's last block has another number."""
+    return [re.sub(r"\.blocks\.\d+\.", ".blocks.N.", pattern) for pattern in patterns]
+
+
 @pytest.mark.parametrize("name", tiny_names())
 def test_tiny_keeps_the_published_stages(name):
     small, published = tiny_recipe(name), recipe(name)
     assert [stage.name for stage in small.stages] == [stage.name for stage in published.stages]
     for ours, theirs in zip(small.stages, published.stages, strict=True):
-        same = ("train", "takes", "new", "objective", "title", "packing")
+        assert without_block_numbers(ours.train) == without_block_numbers(theirs.train)
+        same = ("takes", "new", "objective", "title", "packing")
         assert [getattr(ours, field) for field in same] == [getattr(theirs, field) for field in same]
         assert ours.processor.template == theirs.processor.template
         assert (ours.optimizer.name, ours.optimizer.betas) == (theirs.optimizer.name, theirs.optimizer.betas)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weft.core.errors import unknown_name
+from weft.core.interfaces import ModalityEncoder
 from weft.data.clap_audio import ClapAudioTransform
 from weft.data.datasets.captioned_recordings import CaptionedRecordings
 from weft.data.desk.sounds import SAMPLE_RATE_HZ, DeskSounds
@@ -23,12 +24,12 @@ from weft.recipes.shrinking import TINY_VOCABULARY, shrunk
 from weft.systems.dual_encoder import DualEncoder
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
-SIZES = ("laion", "microsoft")
+SIZES = ("microsoft", "laion")
 STREAM = "audio"
 
 
-def clap(size: str = "laion") -> Recipe:
-    """CLAP as LAION or as Microsoft published it."""
+def clap(size: str = "microsoft") -> Recipe:
+    """CLAP as Microsoft or LAION published it; by default the one whose towers need no other library."""
     if size not in SIZES:
         raise unknown_name("size of clap", size, SIZES)
     return Recipe(
@@ -41,23 +42,24 @@ def clap(size: str = "laion") -> Recipe:
 
 
 def tiny(size: str = "microsoft") -> Recipe:
-    """CLAP at CPU size on the desk's sounds, by default the one whose towers need no other library."""
+    """CLAP at CPU size on the desk's sounds."""
     text = replace(BertText.Config.tiny(), vocabulary=TINY_VOCABULARY, context=64)
     published = clap(size)
     system = published.system
     assert isinstance(system, DualEncoder.Config)
+    media: ModalityEncoder.Config
     if size == "laion":
         heard = ClapAudioTransform(
             num_mels=16, clip_seconds=0.6, sample_rate_hz=SAMPLE_RATE_HZ, hop_samples=160, highest_hz=8000
         )
         media = replace(ClapLaionWrapper.Config.tiny(), num_frames=heard.unit_shape[1])
-        text = replace(text, first_position=2, num_text_types=1, embedding_width=media.embedding_width)
+        text = replace(text, first_position=2, num_text_types=1, embedding_width=media.pooled_width)
     else:
         heard = ClapAudioTransform(
             num_mels=16, clip_seconds=0.6, sample_rate_hz=SAMPLE_RATE_HZ, hop_samples=320, highest_hz=8000, fill="cut"
         )
         media = replace(Cnn14.Config.tiny(), num_mels=16, num_frames=heard.unit_shape[1])
-        text = replace(text, pooler=False, embedding_width=media.embedding_width, head="residual")
+        text = replace(text, pooler=False, embedding_width=media.pooled_width, head="residual")
     small = shrunk(
         published,
         {"contrastive": replace(system, media=media, text=text)},

@@ -56,7 +56,7 @@ _ALL_BUT_POSITIONS = {
 }  # fmt: skip
 
 
-def eva_clip(size: str = "l-14") -> Recipe:
+def eva_clip(size: str = "l-14-336") -> Recipe:
     """EVA-CLIP at a published size."""
     if size not in SIZES:
         raise unknown_name("size of eva-clip", size, SIZES)

@@ -41,17 +41,19 @@ def llava_next(size: str = "7b") -> Recipe:
         raise unknown_name("size of llava-next", size, SIZES)
     on_mistral = size == "mistral-7b"
     align = llava_1_5.llava_1_5("7b" if on_mistral else size).stage("align")
-    assert isinstance(align.system, MultimodalLM.Config)
+    system = align.system
+    assert isinstance(system, MultimodalLM.Config)
     if on_mistral:
-        align = replace(align, system=replace(align.system, language_model=Decoder.Config.sizes()["mistral-7b-v0.2"]))
-    stream = align.system.streams["image"]
+        system = replace(system, language_model=Decoder.Config.sizes()["mistral-7b-v0.2"])
+        align = replace(align, system=system)
+    stream = system.streams["image"]
     encoder = stream.encoder
     assert isinstance(encoder, ClipVision.Config)
     tiled = replace(stream, projector=Tiles.Config(inner=stream.projector))
     instruct = Stage(
         name="instruct",
         title="teach image tower, projector and language model to follow instructions about tiled pictures",
-        system=replace(align.system, streams={"image": tiled}),
+        system=replace(system, streams={"image": tiled}),
         train=_all_that_is_read(encoder),
         takes={
             "align": {
