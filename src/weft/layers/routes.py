@@ -27,7 +27,7 @@ def route(own: nn.Module, expert: nn.Module, routing: Routing, hidden: Tensor) -
 
     Shapes: hidden [B, T, D] -> [B, T, E].
     """
-    text, visual, back = routing.places
+    text, visual, back = (places.to(hidden.device) for places in routing.places)  # costs are counted without a device
     if not len(visual):
         return own(hidden) + 0.0 * expert(hidden.new_zeros(1, hidden.shape[-1])).sum()
     rows = hidden.flatten(0, 1)

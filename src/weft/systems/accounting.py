@@ -206,7 +206,12 @@ def _read(system: MultimodalSystem, sample: SampleShape, dtype: torch.dtype) -> 
     positions = torch.zeros(1, length, dtype=torch.long, device="meta")
     rule = AttentionRule.causal(1, length, "meta")
     beside = {name: _seen_by_all(values, length) for name, values in memory.items()}
-    hidden, _ = system.reading_half(TokenSequence(embedded, positions, rule, positions, beside))
+    modality = (torch.arange(length) >= sample.text_tokens).long()[None]  # real: where things are decides what they cost
+    sequence = TokenSequence(embedded, positions, rule, modality, beside)
+    for fusion in system.fusions:
+        if not fusion.config.streams:  # it changes what becomes of tokens that another has put there
+            sequence = fusion.fuse(sequence, {})
+    hidden, _ = system.reading_half(sequence)
     return hidden
 
 
