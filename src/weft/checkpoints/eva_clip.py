@@ -167,7 +167,7 @@ def read_vision(saved: Mapping[str, Any]) -> EvaClipVision.Config:
     )
 
 
-def _regularisation(vision: Mapping[str, Any]) -> dict[str, float]:
+def _regularisation(vision: Mapping[str, Any]) -> dict[str, Any]:
     return {"patch_dropout": vision.get("patch_dropout", 0.0), "stochastic_depth": vision.get("drop_path_rate", 0.0)}
 
 
