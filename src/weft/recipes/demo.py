@@ -91,7 +91,7 @@ def run_demo(
         evaluation = evaluate(model, benchmark, settings, text_only=text_only, progress=tell)
     _say_scores(console, evaluation)
 
-    circumstances = Circumstances(folder, minutes, seed, times.seconds, time.perf_counter() - began)
+    circumstances = Circumstances(folder, minutes, seed, times.seconds, time.perf_counter() - began, trainer.processes)
     page = write_report(report_content(recipe, model, benchmark, evaluation, circumstances), folder / "report")
     say(f"\nReport: [bold]{page}[/]")
     say(f"Talk to it: [bold]weft chat {folder / 'model'} --image {folder / 'report' / 'canvas.png'}[/]")

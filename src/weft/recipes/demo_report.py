@@ -49,13 +49,14 @@ _BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF1
 
 @dataclass(frozen=True)
 class Circumstances:
-    """Where, how long and from which seed a demo ran. Units: seconds."""
+    """Where, how long, from which seed and in how many processes a demo ran. Units: seconds."""
 
     folder: Path
     minutes: float
     seed: int
     stage_seconds: dict[str, float]
     evaluation_seconds: float
+    processes: int = 1
 
 
 def report_content(
@@ -91,16 +92,18 @@ def run_facts(recipe: Recipe, circumstances: Circumstances) -> RunFacts:
         hardware=hardware(),
         commit=commit(),
         versions={name: version(name) for name in ("torch", "tokenizers", "numpy")} | {"python": platform.python_version()},
-        command=f"weft demo --minutes {circumstances.minutes:g} --seed {circumstances.seed}",
+        command=(
+            f"weft demo --minutes {circumstances.minutes:g} --seed {circumstances.seed} --processes {circumstances.processes}"
+        ),
         date=time.strftime("%Y-%m-%d"),
     )
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process ever held."""
+    """The most memory that this process ever held, and the largest that it started: pages that they share count twice."""
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes except on macOS
 
 
