@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from weft.core.errors import RunError
 from weft.evaluation.benchmarks.desk import DeskBenchmark
 from weft.evaluation.evaluation import BLIND, MODEL, MOST_FREQUENT, RUN_TITLES, TEXT_ONLY, Evaluation
@@ -19,7 +17,6 @@ from weft.recipes.desk import BASELINE, desk, tokenizer
 from weft.recipes.loading import load_model
 from weft.training.atomic import write_text_atomically
 from weft.training.progress import StageEnd, progress_view
-from weft.training.ranks import cores
 from weft.training.run_folder import RUN
 from weft.training.trainer import Trainer
 
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 TIMES = "times.json"
 QUESTIONS_PER_TYPE = 100
-PROCESSES = 2
-"""Two processes of one thread each train a model of this size 1.7 times as fast as one of two threads."""
 
 
 class StageTimes:
@@ -58,19 +53,15 @@ def run_demo(
     seed: int,
     console: Console,
     questions_per_type: int = QUESTIONS_PER_TYPE,
-    processes: int | None = None,
+    processes: int = 1,
 ) -> Evaluation:
     """Train the desk recipe, measure it on held-out handwriting beside its baselines, and write the report.
 
     A folder that holds the same run already is taken up where it stopped; what is finished is not done again.
 
-    On a CPU it trains in `processes`, by default in two where there are two cores.
-
     Raises: RunError for a folder that holds another run, or a full disk; what training and evaluation raise.
     """
     folder = Path(folder)
-    if processes is None:
-        processes = 1 if torch.cuda.is_available() else min(cores(), PROCESSES)
     recipe = desk(minutes)
     say = console.print
     say("[bold]Weft demo[/]: a multimodal language model grown from nothing on real handwriting.")

@@ -69,7 +69,14 @@ NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "ref
 """What stage 1 asks, so that the projector's tokens say what lies where."""
 LOOKING = dict.fromkeys(("name_single", "colour_of_digit", "presence"), 1.0)
 """What a fresh language model is asked first: finding a thing by its ink, and by its digit."""
-EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {"box": 2.0, "largest": 1.5, "count": 1.5, "sum": 1.5, "caption_detailed": 1.5}
+EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {
+    "box": 2.5,
+    "largest": 1.5,
+    "caption_detailed": 1.5,
+    "read": 1.5,
+    "count": 1.25,
+    "sum": 1.25,
+}
 """What stage 2 asks: every type, those that are learned last more often."""
 
 
@@ -188,7 +195,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
                 objective=NextToken.Config(),
                 batch_size=24,
-                steps=steps(1650),
+                steps=steps(2100),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,

@@ -27,11 +27,5 @@ ModelPath = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.", show_default=False)]
 Processes = Annotated[
-    int | None,
-    typer.Option(
-        "--processes",
-        help="Train on a CPU in so many processes of one thread, which share every step.",
-        show_default=False,
-        min=1,
-    ),
+    int, typer.Option("--processes", help="On a CPU: train in so many processes of one thread, which share every step.", min=1)
 ]

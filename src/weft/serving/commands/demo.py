@@ -16,7 +16,7 @@ def demo(
     minutes: Annotated[float, typer.Option("--minutes", help="Training time to plan for, in minutes.", min=0.05)] = 8.0,
     seed: Seed = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.")] = Path("demo"),
-    processes: Processes = None,
+    processes: Processes = 1,
 ) -> None:
     """Build, train and measure a small multimodal model on real handwriting; then talk to it."""
     from rich.console import Console

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weft.serving.options import Device, Override, Processes, Seed, Size, Tiny
+
+if TYPE_CHECKING:
+    from weft.core.interfaces import System
 
 
 def train(
@@ -49,7 +52,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, bit for bit on the CPU.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
-    processes: Processes = None,
+    processes: Processes = 1,
     checkpoint_minutes: Annotated[float, typer.Option("--checkpoint-minutes", help="Between checkpoints.", min=0.01)] = 2.0,
     validate_every: Annotated[
         int | None, typer.Option("--validate-every", help="Steps between validation losses.", show_default="the end", min=1)
@@ -83,7 +86,7 @@ def train(
         output,
         seed=seed,
         device=chosen_device(device),
-        processes=processes or 1,
+        processes=processes,
         callbacks=(progress_view(console),),
         checkpoint_seconds=60 * checkpoint_minutes,
         validate_every=validate_every,
@@ -93,4 +96,13 @@ def train(
         model = trainer.fit(resume=resume)
     except TrainingInterrupted as stop:
         raise TrainingInterrupted(f"{stop}; go on with --resume") from None
-    console.print(f"The model is in [bold]{model}[/]; talk to it: weft chat {model} --image FILE", highlight=False)
+    console.print(f"The model is in [bold]{model}[/]{_what_next(run.recipe.system, model)}", highlight=False)
+
+
+def _what_next(system: System.Config, model: Path) -> str:
+    """How to talk to a model that writes; a tower that compares or listens has nothing to say."""
+    from weft.systems.multimodal_lm import MultimodalSystem
+
+    if not isinstance(system, MultimodalSystem.Config):
+        return ""
+    return f"; talk to it: weft chat {model}{' --image FILE' if 'image' in system.streams else ''}"
