@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from weft.core.attention_rule import AttentionRule
+from weft.core.errors import DataError
 from weft.core.layout import MediaLayout
 
 IGNORE = -100  # a target that carries no loss
@@ -115,3 +116,61 @@ class MultimodalBatch(Movable):
         """Real tokens of every text, padding left out."""
         sides = (self.main,) if self.decoder is None else (self.main, self.decoder)
         return sum(int((side.segment > 0).sum()) for side in sides)
+
+    def shown(self, stream: str) -> Tensor:
+        """The item of a stream that each sample shows: [samples].
+
+        Raises: DataError where a sample shows none or several.
+        """
+        media = self.media.get(stream)
+        items: list[list[int]] = [[] for _ in self.samples]
+        if media is not None and len(media.spans):
+            number = {(sample.row, sample.segment): i for i, sample in enumerate(self.samples)}
+            segments = self.main.segment[media.spans[:, 2], media.spans[:, 3]]
+            for (item, offset, row), segment in zip(media.spans[:, :3].tolist(), segments.tolist(), strict=True):
+                if offset == 0:
+                    items[number[row, segment]].append(item)
+        elif media is not None:
+            for item, sample in enumerate(media.item_sample.tolist()):
+                items[sample].append(item)
+        for sample, found in zip(self.samples, items, strict=True):
+            if len(found) != 1:
+                raise DataError(
+                    f"sample {sample.source}:{sample.id} shows {len(found)} media of stream {stream!r}; a pair is one text and "
+                    "one medium"
+                )
+        return torch.tensor([found[0] for found in items], dtype=torch.long, device=self.main.tokens.device)
+
+    def arrange(self, pairs: Tensor, order: Tensor, segment: Tensor) -> MultimodalBatch:
+        """The batch of another pattern: row p has the text of sample `pairs[p, 0]` alone and shows the medium of sample
+        `pairs[p, 1]`. A medium of many rows stays one item; it takes no position of a row.
+
+        Shapes: pairs [P, 2] into `samples`; order, segment [B, T], what the tokens of `main` have in their new rows.
+        Raises: DataError where a sample does not show exactly one medium of each stream.
+        """
+        text, told, seen = self.main, pairs[:, 0].tolist(), pairs[:, 1]
+        rows = torch.tensor([self.samples[i].row for i in told], dtype=torch.long, device=text.tokens.device)
+        number = torch.tensor([self.samples[i].segment for i in told], dtype=torch.long, device=text.tokens.device)
+        inside = text.segment[rows] == number[:, None]
+        lengths = inside.sum(1)
+        longest = int(lengths.max()) if len(told) else 0
+        places = inside.long().argsort(dim=1, descending=True, stable=True)[:, :longest]
+        real = torch.arange(longest, device=places.device) < lengths[:, None]
+
+        def taken(values: Tensor, padding: float = 0) -> Tensor:
+            return values[rows[:, None], places].masked_fill(~real, padding)
+
+        side = TextSide(
+            *(taken(values) for values in (text.tokens, order, segment, text.positions, text.modality)),
+            targets={head: taken(values, IGNORE) for head, values in text.targets.items()},
+            weights={head: taken(values) for head, values in text.weights.items()},
+        )
+        first = side.segment[:, 0].tolist()
+        samples = tuple(replace(self.samples[i], row=p, segment=first[p]) for p, i in enumerate(told))
+        media = {}
+        for stream, known in self.media.items():
+            items = self.shown(stream)[seen]
+            spans = torch.zeros(len(told), 5, dtype=torch.long, device=items.device)
+            spans[:, 0], spans[:, 2] = items, torch.arange(len(told), device=items.device)
+            media[stream] = replace(known, spans=spans)
+        return MultimodalBatch(side, media, samples)

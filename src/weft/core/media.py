@@ -50,6 +50,16 @@ class MediaFeatures:
         valid = real.new_zeros(items, most, length).index_put(place, real)
         return values.flatten(1, 2), valid.flatten(1, 2)
 
+    def of_items(self, items: Tensor) -> MediaFeatures:
+        """The features of some items, in this order and as one unit each; an item may come several times. Shapes: items [P]."""
+        values, valid = self.by_item()
+        return MediaFeatures(
+            values[items],
+            torch.arange(len(items), device=items.device),
+            tuple(self.layout[item] for item in items.tolist()),
+            None if valid is None else valid[items],
+        )
+
     def on_grids(self, function: Callable[[Tensor, int, int], Tensor]) -> MediaTokens:
         """`function(values, height, width)` of all units, as tokens in the order of the units.
 

@@ -173,9 +173,12 @@ class Processor:
         for i, medium in enumerate(conversation.media()):
             media.setdefault(medium.stream, []).append(self._open(conversation, medium, i).encoded(()))
         tokens = np.array(ids, dtype=np.int64)
+        targets = np.full_like(tokens, IGNORE)
+        if self.template.learned:
+            targets[:-1] = tokens[1:]
         return EncodedSample(
             tokens=tokens,
-            targets=np.full_like(tokens, IGNORE),
+            targets=targets,
             modality=np.zeros_like(tokens),
             media={stream: tuple(items) for stream, items in media.items()},
             id=conversation.id,

@@ -13,7 +13,8 @@ class Template:
 
     A turn is header, content, footer; turns are joined by `between`. `answer_lead` and `answer_end` stand around an assistant's
     content and are learned with it; a generation prompt ends with `assistant_header`. `caption` templates write the text of all
-    turns and nothing else, between the tokenizer's begin and end tokens, for dual encoders; they train no token.
+    turns and nothing else, between the tokenizer's begin and end tokens, for systems that compare it with media; they train no
+    token unless the caption is `learned`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Template:
     media_before_turn: bool = False  # with `media_first`: they stand before the turn's header
     user_text: bool = True  # False: only the media of user turns are written
     caption: bool = False
+    learned: bool = False  # captions only: every token but the first is a target
     pad_to_context: bool = False  # captions only: filled with real padding tokens, which the text tower reads
 
     @property
@@ -155,6 +157,8 @@ _TEMPLATES = (
     # CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)
     Template(name="clip_text", caption=True),
     Template(name="siglip_text", caption=True, pad_to_context=True),
+    # BLIP-2's first stage (arXiv:2301.12597): the caption is compared, matched and written
+    Template(name="blip_2_caption", caption=True, learned=True),
 )
 
 TEMPLATES: dict[str, Template] = {template.name: template for template in _TEMPLATES}

@@ -7,6 +7,7 @@ from typing import Self
 
 from torch import nn
 
+from weft.core.errors import ConfigError
 from weft.core.interfaces import InputProjector
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures, MediaTokens
@@ -26,7 +27,8 @@ class QFormer(InputProjector):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(InputProjector.Config):
-        """`vocabulary` is that of the instruction's tokenizer, not of the language model; `context` its longest text."""
+        """`vocabulary` is that of the instruction's tokenizer, not of the language model; `context` its longest text. Without
+        `projected` the queries keep their width, as in BLIP-2's first stage, which has no language model yet."""
 
         num_queries: int = 32
         width: int = 768
@@ -39,8 +41,14 @@ class QFormer(InputProjector):
         activation: str = "gelu"
         norm_eps: float = 1e-12
         dropout: float = 0.1
+        projected: bool = True
 
         def build(self, input_width: int, output_width: int) -> QFormer:
+            if not self.projected and output_width != self.width:
+                raise ConfigError(
+                    f"a Q-Former that is not projected gives tokens of its width {self.width}, {output_width} are needed; set "
+                    "projected=True"
+                )
             return QFormer(self, input_width, output_width)
 
         def num_tokens(self, layout: MediaLayout) -> int:
@@ -49,6 +57,10 @@ class QFormer(InputProjector):
         @property
         def keeps_places(self) -> bool:
             return False
+
+        @property
+        def instruction_vocabulary(self) -> int | None:
+            return self.vocabulary
 
         @classmethod
         def tiny(cls) -> Self:
@@ -63,7 +75,7 @@ class QFormer(InputProjector):
             cross_attention_every=c.cross_attention_every, vocabulary=c.vocabulary, context=c.context,
             activation=c.activation, norm_eps=c.norm_eps, dropout=c.dropout,
         )  # fmt: skip
-        self.output = nn.Linear(c.width, output_width)
+        self.output = nn.Linear(c.width, output_width) if c.projected else nn.Identity()
 
     def forward(self, features: MediaFeatures) -> MediaTokens:
         text = None
