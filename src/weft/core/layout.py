@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 
@@ -49,3 +50,10 @@ class MediaLayout:
     def positions(self) -> int:
         """Feature positions of the whole medium, class tokens left out."""
         return self.num_units * self.height * self.width
+
+
+@cache
+def tile_grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """Every (rows, columns) of at most `max_tiles` tiles, in the order by which Llama 3.2 Vision numbers them from 1."""
+    sides = range(1, max_tiles + 1)
+    return tuple((rows, columns) for rows in sides for columns in sides if rows * columns <= max_tiles)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from weft.core import config
 from weft.core.errors import ConfigError
-from weft.core.layout import MediaLayout
-from weft.data.images import ImageTransform, open_image
+from weft.core.layout import MediaLayout, tile_grids
+from weft.data.images import FILTERS, ImageTransform, open_image
 from weft.data.media_transform import MediaTransform, OpenedMedium
 
 
@@ -153,14 +153,59 @@ class HighDefinition(Tiling):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FittedCanvas(Tiling):
+    """The grid of at most `max_tiles` tiles on which the picture is enlarged least, or else shrunk least; there is no thumbnail.
+
+    The aspect is kept. A picture smaller than its canvas grows only as far as one tile, lies in the upper left corner, and the
+    rest is black. Of equal scales the smaller canvas wins.
+
+    Source: Llama 3.2 Vision, arXiv:2407.21783: at most 4 tiles, bilinear.
+    """
+
+    thumbnail: ClassVar[Literal["first", "last"]] = "first"
+
+    max_tiles: int = 4
+
+    def __post_init__(self) -> None:
+        if self.max_tiles < 1:
+            raise ConfigError(f"FittedCanvas needs at least one tile, got max_tiles={self.max_tiles}")
+
+    def lay(self, image: Image.Image, view: ImageTransform) -> tuple[Image.Image, np.ndarray | None]:
+        rows, columns = self.grid(image.size, view.size)
+        canvas = Image.new("RGB", (columns * view.size, rows * view.size))
+        canvas.paste(image.resize(self.fitted(image.size, canvas.size, view.size), FILTERS[view.filter]))
+        return canvas, None
+
+    def grid(self, picture_size: tuple[int, int], tile_size: int) -> tuple[int, int]:
+        """The (rows, columns) for a picture of (width, height)."""
+        width, height = picture_size
+        grids = tile_grids(self.max_tiles)
+        scales = [min(rows * tile_size / height, columns * tile_size / width) for rows, columns in grids]
+        best = min((scale for scale in scales if scale >= 1), default=max(scales))
+        fitting = (grid for grid, scale in zip(grids, scales, strict=True) if scale == best)
+        return min(fitting, key=lambda grid: grid[0] * grid[1])
+
+    def fitted(self, picture_size: tuple[int, int], canvas_size: tuple[int, int], tile_size: int) -> tuple[int, int]:
+        """The picture's size on its canvas; all three are (width, height) in pixels."""
+        width, height = (min(max(s, tile_size), c) for s, c in zip(picture_size, canvas_size, strict=True))
+        across, down = width / picture_size[0], height / picture_size[1]
+        if across < down:
+            return width, min(max(math.floor(picture_size[1] * across), 1), height)
+        return min(max(math.floor(picture_size[0] * down), 1), width), height
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureTiles(MediaTransform):
     """A picture cut into tiles of `view.size`, row by row, with the whole at that size before or behind them.
+
+    Without `thumbnail` there are only the tiles, as where another stream shows the whole.
 
     Shapes: one picture -> [num_tiles, 3, size, size], one more with its thumbnail.
     """
 
     view: ImageTransform = field(default_factory=lambda: ImageTransform(size=336, resize="direct"))
     tiling: Tiling = field(default_factory=AnyResolution)
+    thumbnail: bool = True
 
     @property
     def unit_shape(self) -> tuple[int, int, int]:
@@ -170,6 +215,8 @@ class PictureTiles(MediaTransform):
         image = open_image(source)
         canvas, thumbnail = self.tiling.lay(image, self.view)
         size, units = self.view.size, [cut(canvas, self.view.size)]
+        if not self.thumbnail:
+            thumbnail = None
         if thumbnail is not None:
             units.insert(0 if self.tiling.thumbnail == "first" else 1, thumbnail[None])
         layout = replace(

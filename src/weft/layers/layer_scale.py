@@ -28,6 +28,8 @@ class LayerScale(nn.Module):
 class LayerScaleBlock(PreNormBlock):
     """x + scale(attention(norm(x))), then x + scale(feed_forward(norm(x))), with the three slots of `PreNormBlock`.
 
+    The scales are `LayerScale`, or gates.
+
     Shapes: hidden [B, T, D] -> [B, T, D].
     """
 
@@ -35,10 +37,10 @@ class LayerScaleBlock(PreNormBlock):
         self,
         attention_norm: nn.Module,
         attention: nn.Module,
-        attention_scale: LayerScale,
+        attention_scale: nn.Module,
         feed_forward_norm: nn.Module,
         feed_forward: nn.Module,
-        feed_forward_scale: LayerScale,
+        feed_forward_scale: nn.Module,
     ) -> None:
         super().__init__(attention_norm, attention, feed_forward_norm, feed_forward)
         self.attention_scale = attention_scale
