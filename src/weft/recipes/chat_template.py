@@ -14,7 +14,7 @@ _FORM = """\
 {%- set footer = {'system': [system_footer], 'user': [user_footer], 'assistant': [answer_end]}[role] -%}
 {%- set lead = [answer_lead] if role == 'assistant' else '' -%}
 {%- set between = [between] if not loop.first or (role != 'system' and [default_system]) else '' -%}
-{{ between + header + lead }}
+[opening]
 {%- if message['content'] is string -%}
 {%- if role == 'assistant' or [user_text] -%}{{ message['content'] }}{%- endif -%}
 {%- else -%}
@@ -24,22 +24,35 @@ _FORM = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ [between] + [assistant_header] }}{%- endif -%}"""
 
+_OPENING = "{{ between + header + lead }}"
+
+_OPENING_BEHIND_MEDIA = """\
+{{ between }}
+{%- if message['content'] is not string -%}
+[media]
+{%- endif -%}
+{{ header + lead }}"""
+
 _IN_ORDER = """\
 {%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{ [marker] }}
+{%- if part['type'] == 'image' -%}
+{%- set adjacent = not loop.first and loop.previtem['type'] == 'image' -%}
+{{ ('' if adjacent else [media_around]) + [marker] + [media_around] }}
 {%- elif role == 'assistant' or [user_text] -%}{{ part['text'] }}
 {%- endif -%}
 {%- endfor -%}"""
 
-_MEDIA_FIRST = """\
+_MEDIA = """\
 {%- set media = message['content'] | selectattr('type', 'equalto', 'image') | list -%}
+{%- for part in media -%}{{ [media_header] + [marker] + [media_footer] }}{%- endfor -%}"""
+
+_WORDS = """\
 {%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') -%}
-{%- for part in media -%}{{ [marker] + [media_footer] }}{%- endfor -%}
 {%- if role == 'assistant' or [user_text] -%}{{ text | trim if media else text }}{%- endif -%}"""
 
 _STRINGS = (
     "system_header", "system_footer", "user_header", "user_footer", "assistant_header", "answer_lead", "answer_end",
-    "between", "media_footer", "user_text",
+    "between", "media_header", "media_footer", "media_around", "user_text",
 )  # fmt: skip
 
 
@@ -50,7 +63,10 @@ def jinja(template: Template, marker: str = "<image>") -> str:
         "marker": marker,
         **{name: getattr(template, name) for name in _STRINGS},
     }
-    text = _FORM.replace("[content]", _MEDIA_FIRST if template.media_first else _IN_ORDER)
+    opening, content = _OPENING, _MEDIA + "\n" + _WORDS if template.media_first else _IN_ORDER
+    if template.media_first and template.media_before_turn:
+        opening, content = _OPENING_BEHIND_MEDIA.replace("[media]", _MEDIA), _WORDS
+    text = _FORM.replace("[opening]", opening).replace("[content]", content)
     for name, value in fields.items():
         text = text.replace(f"[{name}]", json.dumps(value))
     return text
