@@ -34,7 +34,7 @@ MULTILINGUAL = (
 )  # fmt: skip
 SPECIAL = (
     "<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-    "<|user|>", "<|assistant|>", "<|end|>",
+    "<|user|>", "<|assistant|>", "<|end|>", "<|begin_of_text|>", "<|end_of_text|>",
     "<|endofchunk|>", "<end_of_utterance>", "<fake_token_around_image>",
 )  # fmt: skip
 NUM_POSITIONS = 4

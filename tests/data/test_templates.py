@@ -35,6 +35,12 @@ WRITTEN = {
     "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\nA2<|eot_id|>",
+    "llama_3_2_caption": "<image><|begin_of_text|>A1<|end_of_text|>A2<|end_of_text|>",
+    "llama_3_2_base": "<image><|begin_of_text|>Q1 A1<|end_of_text|>Q2 A2<|end_of_text|>",
+    "llama_3_2": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<image>Q1<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA2<|eot_id|>",
     "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1<|im_end|>\n"
     "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
     "compact": "<|user|><image>Q1<|assistant|> A1<|end|><|user|>Q2<|assistant|> A2<|end|>",
@@ -53,6 +59,9 @@ PROMPT_END = {
     "plain": "<image>",
     "vicuna_v1": "USER: <image>\nQ1 ASSISTANT:",
     "llama_3": "Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama_3_2_caption": "<image><|begin_of_text|>",
+    "llama_3_2_base": "<image><|begin_of_text|>Q1",
+    "llama_3_2": "<image>Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "chatml": "Q1<|im_end|>\n<|im_start|>assistant\n",
     "compact": "<|user|><image>Q1<|assistant|>",
 }

@@ -195,7 +195,7 @@ class Processor:
         """Encode the text around the media and give each medium its number of positions."""
         text = written.text
         self._check_markers(conversation, written, text)
-        ids: list[int] = list(self.tokenizer.begin)
+        ids: list[int] = [] if self.template.begin else list(self.tokenizer.begin)
         starts, ends = [np.zeros(len(ids), np.int64)], [np.zeros(len(ids), np.int64)]
         apart = [(character, medium) for character, _, medium in written.media if not self._streams[medium.stream].marker]
         at: list[int] = []  # where the media without a marker stand among the ids

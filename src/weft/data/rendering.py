@@ -53,7 +53,10 @@ def render(
     if reply and messages[-1].role == "assistant":
         raise DataError(f"sample {conversation.name}: the assistant spoke last; a reply needs a user's turn at the end")
     out = Rendering()
+    begin = template.begin
     if messages[0].role != "system" and template.system:
+        out.write(begin)
+        begin = ""
         out.write(template.system_header + template.system + template.system_footer)
     num_media = 0
     for number, message in enumerate(messages):
@@ -76,6 +79,9 @@ def render(
         leads = bool(media) and template.media_first and template.media_before_turn
         if leads:
             num_media = _media(out, media, template, markers, num_media)
+        if begin:
+            out.write(begin)
+            begin = ""
         out.write(header)
         start = out.length
         if message.role == "assistant":

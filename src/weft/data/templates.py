@@ -18,6 +18,7 @@ class Template:
     """
 
     name: str
+    begin: str = ""  # before the text and behind the media that it starts with, instead of what the tokenizer puts there
     system: str = ""  # said where a conversation says nothing; no text, no system turn
     system_header: str = ""
     system_footer: str = ""
@@ -67,6 +68,35 @@ _TEMPLATES = (
         user_footer="<|eot_id|>",
         assistant_header="<|start_header_id|>assistant<|end_header_id|>\n\n",
         answer_end="<|eot_id|>",
+    ),
+    # Llama 3.2 Vision: captions, what goes on from words, dialogues. Pictures at the very front stand before the begin token
+    Template(
+        name="llama_3_2_caption",
+        begin="<|begin_of_text|>",
+        answer_end="<|end_of_text|>",
+        media_before_turn=True,
+        media_footer="",
+        user_text=False,
+    ),
+    Template(
+        name="llama_3_2_base",
+        begin="<|begin_of_text|>",
+        answer_lead=" ",
+        answer_end="<|end_of_text|>",
+        media_before_turn=True,
+        media_footer="",
+    ),
+    Template(
+        name="llama_3_2",
+        begin="<|begin_of_text|>",
+        system_header="<|start_header_id|>system<|end_header_id|>\n\n",
+        system_footer="<|eot_id|>",
+        user_header="<|start_header_id|>user<|end_header_id|>\n\n",
+        user_footer="<|eot_id|>",
+        assistant_header="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        answer_end="<|eot_id|>",
+        media_first=False,
+        media_footer="",
     ),
     # ChatML, Qwen
     Template(
