@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 EVERYTHING = {"recipes", "serving"}  # recipes import all but serving, serving imports all
 LIGHT = {"core", "layers", "training", *PARTS}  # no model library here, not even inside a function
-WRAPPERS = {"encoders/clap_laion.py", "language_models/huggingface.py"}  # parts that a model library runs, and say so in their name and first line
+# parts that a model library runs, and that say so in their name and first line
+WRAPPERS = {"encoders/clap_laion.py", "language_models/huggingface.py"}
 MODEL_LIBRARIES = {"transformers", "peft", "diffusers", "timm", "open_clip"}
 LAZY = {"transformers", "sklearn", "matplotlib", "sentencepiece", "tensorboard", "peft", "diffusers", "av"}
 

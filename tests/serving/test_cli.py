@@ -137,7 +137,7 @@ def test_train_tiny_then_resume_a_finished_run(capsys, tmp_path):
     folder = tmp_path / "run"
     short = ("--set", "stages.align.steps=3", "--set", "stages.instruct.steps=2", "--no-tensorboard")
     out = says(capsys, "train", "llava", "--tiny", "-o", folder, *short)
-    assert str(folder / "model") in out
+    assert f"weft chat {folder / 'model'} --image FILE" in " ".join(out.split())
     assert load_model(folder).system.config == tiny_recipe("llava").system
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 1, 2]
@@ -431,7 +431,9 @@ def test_a_stopped_demo_says_how_to_go_on(capsys, monkeypatch, tmp_path):
 
 
 def test_demo_leaves_another_run_alone(capsys, tmp_path):
-    says(capsys, "train", "siglip", "--tiny", "-o", tmp_path / "run", "--set", "stages.contrastive.steps=1", "--no-tensorboard")
+    step = ("--set", "stages.contrastive.steps=1", "--no-tensorboard")
+    told = says(capsys, "train", "siglip", "--tiny", "-o", tmp_path / "run", *step)
+    assert "The model is in" in told and "weft chat" not in told, "two towers have nothing to say"
     assert "another recipe" in fails(capsys, "demo", "--minutes", 0.05, "-o", tmp_path / "run")
 
 

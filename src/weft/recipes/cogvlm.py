@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from weft.core.errors import unknown_name
 from weft.data.datasets.llava_json import LlavaJson
 from weft.data.images import ImageTransform
 from weft.data.processor import Processor
@@ -24,6 +25,7 @@ from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogue
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
+SIZES = ("17b",)
 EXPERTS = ("streams.image.projector.*", "language_model.blocks.*.routes.*")
 ENCODER = "streams.image.encoder.*"
 COARSE, FINE = 224, 490
@@ -31,8 +33,10 @@ COARSE, FINE = 224, 490
 _FINER: dict[str, Mapping[str, str]] = {"ground": {"*": ""}}
 
 
-def cogvlm() -> Recipe:
-    """CogVLM-17B."""
+def cogvlm(size: str = "17b") -> Recipe:
+    """CogVLM at its published size."""
+    if size not in SIZES:
+        raise unknown_name("size of cogvlm", size, SIZES)
     encoder = EvaClipVision.Config.sizes()["e-14-cogvlm"]
     decoder = replace(Decoder.Config.sizes()["vicuna-7b-v1.5"], context=2048)
     coarse = _system(decoder, replace(encoder, image_size=COARSE), GLU.Config())
@@ -40,7 +44,7 @@ def cogvlm() -> Recipe:
     ground = _stage("ground", "captions and the places of what is named", coarse, COARSE, 30_000, 1024, 1e-5)
     return Recipe(
         name="cogvlm",
-        size="17b",
+        size=size,
         paper="2311.03079",
         about="EVA-CLIP-E into Vicuna with experts for visual tokens in every block",
         stages=(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from weft.core.errors import unknown_name
 from weft.data.datasets.llava_json import LlavaJson
 from weft.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from weft.data.processor import Processor
@@ -26,6 +27,7 @@ from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogue
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
+SIZES = ("2b",)
 TOKENS_PER_TILE = 256
 VISUAL = ("streams.image.*", "language_model.blocks.*.feed_forward.routes.*")
 ATTENTION = "language_model.blocks.*.attention.*"
@@ -33,13 +35,15 @@ ATTENTION = "language_model.blocks.*.attention.*"
 _VIEW = ImageTransform(size=448, resize="direct", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def mono_internvl() -> Recipe:
-    """Mono-InternVL-2B; its vocabulary has nine tokens more than InternLM2's."""
+def mono_internvl(size: str = "2b") -> Recipe:
+    """Mono-InternVL at its published size; its vocabulary has nine tokens more than InternLM2's."""
+    if size not in SIZES:
+        raise unknown_name("size of mono-internvl", size, SIZES)
     stream = Stream.Config(encoder=PatchVision.Config(), projector=PixelShuffle.Config(ratio=2))
     system = _system(replace(Decoder.Config.sizes()["internlm2-1.8b"], vocabulary=92_553), stream)
     return Recipe(
         name="mono-internvl",
-        size="2b",
+        size=size,
         paper="2410.08202",
         about="patches straight into InternLM2, which has a second feed-forward for them",
         stages=(
