@@ -64,7 +64,8 @@ MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9,
 
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
 
-SHORT: dict[str, Any] = {"num_turns": 4, "conversations_per_scene": 2}
+FOUR_TURNS: dict[str, Any] = {"num_turns": 4, "conversations_per_scene": 2}
+TWO_TURNS: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
 NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "refer"), 1.0)
 """What stage 1 asks, so that the projector's tokens say what lies where."""
 LOOKING = dict.fromkeys(("name_single", "colour_of_digit", "presence"), 1.0)
@@ -134,8 +135,8 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 train=("*",),
                 new=("*",),
                 processor=CHAT,
-                data=DeskConversations.Config(kind="blind", boxes=BOXES, **SHORT),
-                validation=DeskConversations.Config(kind="blind", split="validation", boxes=BOXES, **SHORT),
+                data=DeskConversations.Config(kind="blind", boxes=BOXES, **FOUR_TURNS),
+                validation=DeskConversations.Config(kind="blind", split="validation", boxes=BOXES, **FOUR_TURNS),
                 objective=NextToken.Config(),
                 batch_size=24,
                 steps=steps(150),
@@ -155,11 +156,11 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 },
                 new=("streams.image.projector.*",),
                 processor=CHAT,
-                data=DeskConversations.Config(kind="dialogue", seed=1, mix=NAMING, **SHORT),
-                validation=DeskConversations.Config(kind="dialogue", split="validation", mix=NAMING, **SHORT),
+                data=DeskConversations.Config(kind="dialogue", seed=1, mix=NAMING, **TWO_TURNS),
+                validation=DeskConversations.Config(kind="dialogue", split="validation", mix=NAMING, **TWO_TURNS),
                 objective=NextToken.Config(),
-                batch_size=24,
-                steps=steps(450),
+                batch_size=48,
+                steps=steps(600),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
@@ -173,16 +174,14 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 takes={"align": {"streams.*": "streams."}},
                 new=("language_model.*",),
                 processor=CHAT,
-                data=DeskConversations.Config(kind="dialogue", seed=2, mix=LOOKING, num_turns=1, conversations_per_scene=4),
-                validation=DeskConversations.Config(
-                    kind="dialogue", split="validation", mix=LOOKING, num_turns=1, conversations_per_scene=4
-                ),
+                data=DeskConversations.Config(kind="dialogue", seed=2, mix=LOOKING, **TWO_TURNS),
+                validation=DeskConversations.Config(kind="dialogue", split="validation", mix=LOOKING, **TWO_TURNS),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(520),
+                steps=steps(550),
                 max_tokens=192,
                 packing=True,
-                optimizer=replace(GENTLE_MUON, learning_rate=3e-3),
+                optimizer=GENTLE_MUON,
                 schedule=Schedule(decay="constant", warmup=20),
             ),
             Stage(
@@ -191,11 +190,11 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 system=SEEING,
                 train=("streams.image.projector.*", "language_model.*"),
                 processor=CHAT,
-                data=DeskConversations.Config(kind="dialogue", seed=3, mix=EVERYTHING, **SHORT),
-                validation=DeskConversations.Config(kind="dialogue", split="validation", **SHORT),
+                data=DeskConversations.Config(kind="dialogue", seed=3, mix=EVERYTHING, **FOUR_TURNS),
+                validation=DeskConversations.Config(kind="dialogue", split="validation", **FOUR_TURNS),
                 objective=NextToken.Config(),
                 batch_size=24,
-                steps=steps(2100),
+                steps=steps(1700),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,

@@ -167,10 +167,3 @@ class LocalRanks:
             (self._place / f"{rank}.error").write_text(str(error))  # for the first rank to tell
             os._exit(1)  # what the parent registered for its own end is not this process's to run
         os._exit(0)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
