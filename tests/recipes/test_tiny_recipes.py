@@ -18,6 +18,7 @@ from weft.recipes.catalogue import tiny_names, tiny_recipe
 from weft.recipes.loading import load_system
 from weft.recipes.shrinking import TINY_VOCABULARY, tiny_tokenizer
 from weft.systems.dual_encoder import DualEncoder
+from weft.systems.fusion_encoder import FusionEncoder
 from weft.systems.media_encoder import MediaEncoder
 from weft.training.cluster_targets import Labelled, frame_features, read_clusters
 from weft.training.randomness import seed_everything
@@ -59,7 +60,7 @@ def test_all_stages_train_and_the_model_answers(name, tokenizer, tmp_path):
 
     loaded = load_system(folder)
     assert loaded.system.config == made.system
-    if isinstance(loaded.system, DualEncoder):
+    if isinstance(loaded.system, DualEncoder | FusionEncoder):
         matches(loaded.system, loaded.processor, made.stages[-1])
     elif isinstance(loaded.system, MediaEncoder):
         hears(loaded, made, tmp_path / "run")

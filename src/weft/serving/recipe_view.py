@@ -13,6 +13,7 @@ from weft.core.interfaces import System
 from weft.serving.quantities import count, percent, short, size_of_memory
 from weft.systems.accounting import Part, SampleShape, num_parameters, on_meta, parts
 from weft.systems.dual_encoder import DualEncoder
+from weft.systems.fusion_encoder import FusionEncoder
 from weft.systems.media_encoder import MediaEncoder
 from weft.systems.multimodal_lm import MultimodalSystem
 from weft.training.memory import StageCost, stage_cost
@@ -50,7 +51,7 @@ def _systems(recipe: Recipe) -> dict[str, System]:
 def sample_of(stage: Stage, text_tokens: int) -> SampleShape:
     """One medium of each stream that the stage's system has, at the processor's size, and some text."""
     system, transforms = stage.system, stage.processor.transforms
-    if isinstance(system, DualEncoder.Config | MediaEncoder.Config):
+    if isinstance(system, DualEncoder.Config | MediaEncoder.Config | FusionEncoder.Config):
         streams = [system.stream]
     else:
         streams = list(system.streams) if isinstance(system, MultimodalSystem.Config) else []

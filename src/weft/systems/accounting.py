@@ -6,7 +6,7 @@ The parts' own code runs on tensors without data, so a new part is counted witho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import singledispatch
 from typing import Any, ClassVar, Self, cast
 
@@ -24,6 +24,7 @@ from weft.core.memory import Memory
 from weft.core.sequence import TokenSequence
 from weft.layers.kernels import use_kernel
 from weft.systems.dual_encoder import DualEncoder
+from weft.systems.fusion_encoder import FusionEncoder
 from weft.systems.media_encoder import MediaEncoder
 from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
 from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
@@ -224,6 +225,21 @@ def _dual_encoder(system: DualEncoder, sample: SampleShape, dtype: torch.dtype) 
     text = TextSide(tokens=ones, order=places, segment=ones, positions=places, modality=ones * 0)
     media = system.project_media(units, unit_item, (system.config.media.layout(),))
     return [media, system.text_projection(system.text(text))]
+
+
+@run_on_meta.register
+def _fusion_encoder(system: FusionEncoder, sample: SampleShape, dtype: torch.dtype) -> list[Tensor]:
+    """What its three objectives read: a pair for the contrast, three for the matching, one that is written."""
+    stream, layout = system.stream(system.config.stream), system.config.layout(system.config.stream)
+    trained = any(p.requires_grad for p in stream.encoder.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        features = stream.encoder(*_units(sample.units[system.config.stream], dtype), (layout,))
+    features = replace(features, valid=None, unit_item=torch.zeros(1, dtype=torch.long))
+    place = torch.zeros(1, min(sample.text_tokens, system.config.context), dtype=torch.long)
+    read = [system.read(features, place, place, place + 1) for _ in range(5)]
+    (queries, text), *matched, (_, written) = read
+    heads = [system.matching_head(asked) for asked, _ in matched]
+    return [system.media_projection(queries), system.text_projection(text[:, 0]), *heads, system.words(written)]
 
 
 @run_on_meta.register

@@ -27,20 +27,32 @@ class Stream(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
+        """`source`: another stream whose media this one sees too; equal encoders of the two are one encoder."""
+
         encoder: ModalityEncoder.Config
         projector: InputProjector.Config
+        source: str | None = None
 
         @property
         def num_tokens(self) -> int:
             """Tokens of one medium at the encoder's own resolution."""
             return self.projector.num_tokens(self.encoder.layout())
 
-        def build(self, width: int) -> Stream:
-            return Stream(self.encoder.build(), self.projector.build(self.encoder.output_width, width))
+        def build(self, width: int, shared: ModalityEncoder | None = None) -> Stream:
+            """The stream; with `shared`, on another's encoder."""
+            made = Stream(
+                self.encoder.build() if shared is None else None, self.projector.build(self.encoder.output_width, width)
+            )
+            if shared is not None:
+                vars(made)["encoder"] = shared  # not as a submodule: its parameters have one name and are saved once
+            return made
 
-    def __init__(self, encoder: ModalityEncoder, projector: InputProjector) -> None:
+    encoder: ModalityEncoder
+
+    def __init__(self, encoder: ModalityEncoder | None, projector: InputProjector) -> None:
         super().__init__()
-        self.encoder = encoder
+        if encoder is not None:
+            self.encoder = encoder
         self.projector = projector
 
 
@@ -62,6 +74,10 @@ class MultimodalSystem(System, ABC):
                 raise ConfigError(
                     f"each stream is read by exactly one fusion: streams {sorted(self.streams)}, read {sorted(read)}"
                 )
+            sources = sorted(name for name, stream in self.streams.items() if stream.source is None)
+            for name, stream in self.streams.items():
+                if stream.source is not None and stream.source not in sources:
+                    raise ConfigError(f"stream {name!r} sees what {stream.source!r} sees; with media of their own: {sources}")
 
         def num_positions(self, stream: str, layout: MediaLayout | None = None) -> int:
             fusion = self.reader(stream)
@@ -73,6 +89,12 @@ class MultimodalSystem(System, ABC):
 
         def shares_positions(self, stream: str) -> bool:
             return self.reader(stream).shares_positions
+
+        def instruction_vocabulary(self, stream: str) -> int | None:
+            return self.streams[stream].projector.instruction_vocabulary if stream in self.streams else None
+
+        def followers(self, stream: str) -> tuple[str, ...]:
+            return tuple(name for name, each in self.streams.items() if each.source == stream)
 
         def reader(self, stream: str) -> Fusion.Config:
             """The fusion that reads a stream."""
@@ -100,9 +122,11 @@ class MultimodalSystem(System, ABC):
         self.config: Any = config
         self.language_model = config.language_model.build()
         width = config.language_model.output_width
-        self.streams = nn.ModuleDict(
-            {name: stream.build(config.reader(name).media_width(width)) for name, stream in config.streams.items()}
-        )
+        self.streams = nn.ModuleDict()
+        for name, stream in sorted(config.streams.items(), key=lambda each: each[1].source is not None):  # sources first
+            source = None if stream.source is None else self.stream(stream.source).encoder
+            shared = source if source is not None and source.config == stream.encoder else None
+            self.streams[name] = stream.build(config.reader(name).media_width(width), shared)
         self.fusions = nn.ModuleList(fusion.build() for fusion in config.fusions)
         for fusion in self.fusions:
             cast(Fusion, fusion).install(self.reading_half)
@@ -136,7 +160,7 @@ class MultimodalSystem(System, ABC):
             layout, like = stream.encoder.config.layout(), next(stream.parameters())
             units = like.new_zeros(layout.num_units, *stream.encoder.config.unit_shape)
             unit_item = torch.zeros(layout.num_units, dtype=torch.long, device=like.device)
-            yield 0.0 * stream.projector(_encoded(stream.encoder, units, unit_item, (layout,))).values.sum()
+            yield 0.0 * stream.projector(encoded(stream.encoder, units, unit_item, (layout,))).values.sum()
 
     def stream(self, name: str) -> Stream:
         """The encoder and projector of a stream."""
@@ -147,7 +171,7 @@ class MultimodalSystem(System, ABC):
     def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
         features = {}
         for name, media in batch.media.items():
-            features[name] = _encoded(self.stream(name).encoder, media.units, media.unit_item, media.layout)
+            features[name] = encoded(self.stream(name).encoder, media.units, media.unit_item, media.layout)
         return features
 
     def project(self, batch: MultimodalBatch, features: Mapping[str, MediaFeatures]) -> dict[str, MediaTokens]:
@@ -184,7 +208,7 @@ class MultimodalSystem(System, ABC):
         return SystemOutput(hidden=hidden, heads={"text": self.head})
 
 
-def _encoded(encoder: ModalityEncoder, units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ...]) -> MediaFeatures:
+def encoded(encoder: ModalityEncoder, units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ...]) -> MediaFeatures:
     """An encoder's features; nothing is kept for a backward where nothing of it is trained."""
     trained = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
     with torch.set_grad_enabled(trained):
