@@ -20,6 +20,7 @@ WRITTEN = {
     "是一个有用无害的人工智能助手。<|im_end|>\n<|im_start|>user\n<img><image></img>\nQ1<|im_end|>\n"
     "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
     "internlm2_caption": "<img><image></img>A1<|im_end|>A2<|im_end|>",
+    "mistral": "[INST] <image>\nQ1 [/INST] A1</s>[INST] Q2 [/INST] A2</s>",
     "cogvlm_caption": "<image>A1</s>A2</s>",
     "cogvlm_base": "<image>Q1A1</s>Q2A2</s>",
     "cogvlm_chat": "<image>[INST] Q1 [/INST] A1</s>[INST] Q2 [/INST] A2</s>",
@@ -48,10 +49,11 @@ WRITTEN = {
 PROMPT_END = {
     "internlm2_chat": "Q1<|im_end|>\n<|im_start|>assistant\n",
     "internlm2_caption": "<img><image></img>",
+    "mistral": "[INST] <image>\nQ1 [/INST]",
     "cogvlm_caption": "<image>",
     "cogvlm_base": "<image>Q1",
-    "cogvlm_chat": "<image>[INST] Q1 [/INST] ",
-    "cogvlm_vqa": "<image>Question: Q1 Short answer: ",
+    "cogvlm_chat": "<image>[INST] Q1 [/INST]",
+    "cogvlm_vqa": "<image>Question: Q1 Short answer:",
     "bare": "<image> Q1",
     "blip_2_t5": "Question: Q1 Answer:",
     "flamingo": "<image>Q1",

@@ -134,7 +134,8 @@ _TEMPLATES = (
     Template(
         name="cogvlm_chat",
         user_header="[INST] ",
-        user_footer=" [/INST] ",
+        user_footer=" [/INST]",
+        answer_lead=" ",  # so that it is one token with the word behind it, trained and asked for
         answer_end="</s>",
         media_footer="",
         media_before_turn=True,
@@ -142,7 +143,8 @@ _TEMPLATES = (
     Template(
         name="cogvlm_vqa",
         user_header="Question: ",
-        user_footer=" Short answer: ",
+        user_footer=" Short answer:",
+        answer_lead=" ",
         answer_end="</s>",
         media_footer="",
         media_before_turn=True,
