@@ -289,6 +289,10 @@ class System(nn.Module, ABC):
             """Whether the tokens of a stream's medium, but its first and last, stand at one position."""
             return False
 
+        def followers(self, stream: str) -> tuple[str, ...]:
+            """The other streams that see every medium of this one too."""
+            return ()
+
         @property
         @abstractmethod
         def context(self) -> int:

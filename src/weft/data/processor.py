@@ -16,6 +16,7 @@ from weft.core.interfaces import System
 from weft.core.layout import MediaLayout
 from weft.data.boxes import BinnedBoxes, FractionBoxes
 from weft.data.encoded_sample import EncodedAnswer, EncodedMedium, EncodedSample
+from weft.data.followed_media import in_every_stream
 from weft.data.media_transform import MediaTransform, OpenedMedium
 from weft.data.rendering import Rendering, WriteRegion, answer_text, caption, question_and_answer, render
 from weft.data.templates import template
@@ -74,6 +75,7 @@ class Processor:
         Raises: DataError where text, markers and media disagree or a medium cannot be read; ContextTooShort where a medium or a
         prompt does not fit into `max_tokens`.
         """
+        conversation = in_every_stream(conversation, self.system.followers)
         if self.system.context == 0:
             return self._encode_media(conversation)
         if self.template.caption:
