@@ -412,9 +412,13 @@ def test_demo_passes_on_what_it_is_told(capsys, monkeypatch, tmp_path):
     from weft.recipes import demo
 
     told = []
-    monkeypatch.setattr(demo, "run_demo", lambda folder, minutes, seed, console: told.append((folder, minutes, seed)))
-    says(capsys, "demo", "--minutes", 0.5, "--seed", 3, "--output", tmp_path / "here")
-    assert told == [(tmp_path / "here", 0.5, 3)]
+
+    def run_demo(folder, minutes, seed, console, processes):
+        told.append((folder, minutes, seed, processes))
+
+    monkeypatch.setattr(demo, "run_demo", run_demo)
+    says(capsys, "demo", "--minutes", 0.5, "--seed", 3, "--processes", 2, "--output", tmp_path / "here")
+    assert told == [(tmp_path / "here", 0.5, 3, 2)]
     assert "--minutes" in fails(capsys, "demo", "--minutes", 0)
 
 
@@ -422,7 +426,7 @@ def test_a_stopped_demo_says_how_to_go_on(capsys, monkeypatch, tmp_path):
     from weft.recipes import demo
     from weft.training.interrupts import TrainingInterrupted
 
-    def stopped(*_):
+    def stopped(*_, **__):
         raise TrainingInterrupted("stopped after step 3")
 
     monkeypatch.setattr(demo, "run_demo", stopped)
