@@ -173,8 +173,21 @@ class CrossAttention(Fusion):
                     "system from one config"
                 )
             return sequence
+        if stream in media:
+            check_places(stream, media[stream])
         memory = beside(media[stream], visible) if stream in media else nothing_beside(visible, sequence.embeddings)
         return replace(sequence, memory={**sequence.memory, stream: memory})
+
+
+def check_places(stream: str, items: MediaTokens) -> None:
+    """Raises: MediaTokenMismatch for a medium that stands nowhere in the text, which no token would see."""
+    assert items.spans is not None
+    num_media, places = int(items.item[-1]) + 1 if len(items.item) else 0, len(items.spans[:, 0].unique())
+    if places < num_media:
+        raise MediaTokenMismatch(
+            f"stream {stream!r}: the batch has {num_media} media and tags of {places} in its text; build processor and system "
+            "from one config"
+        )
 
 
 def beside(items: MediaTokens, visible: Tensor) -> Memory:
