@@ -69,7 +69,7 @@ TWO_TURNS: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
 NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "refer"), 1.0)
 """What stage 1 asks, so that the projector's tokens say what lies where."""
 LOOKING = {"presence": 1.0}
-"""What a fresh language model is asked first: whether a digit is there, which no guess from the inks in sight helps to answer."""
+"""What a fresh language model is asked first: whether a digit is there, where no guess from the inks in sight helps."""
 EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {
     "box": 2.5,
     "largest": 1.5,
