@@ -48,20 +48,29 @@ def fused_bias(source: str, query: str, value: str) -> Rule:
 
 def lavis_map(config: EvaClipVision.Config) -> KeyMap:
     """The tower in LAVIS's layout, from its own file or from that of a whole model."""
+    return KeyMap.join(_part_of_blip_2(lavis_tower(config), LAVIS_OTHERS), spellings=[("", "visual_encoder.")])
+
+
+def lavis_tower(config: EvaClipVision.Config) -> KeyMap:
+    """The tower as it stands within LAVIS's file of a whole model."""
     norm = "ln_vision.*"
     if config.feature_norm_eps is None:
         ends = KeyMap(drop={norm: "the config has no norm of the features"})
     else:
         ends = KeyMap(rename={"ln_vision": "feature_norm"})
-    tower = KeyMap.join(trunk_map(config).under("visual_encoder."), ends)
-    return KeyMap.join(_part_of_blip_2(tower, LAVIS_OTHERS), spellings=[("", "visual_encoder.")])
+    return KeyMap.join(trunk_map(config).under("visual_encoder."), ends)
 
 
 def transformers_map(config: EvaClipVision.Config) -> KeyMap:
     """The tower in `transformers`' layout, from its own file or from that of a whole model."""
+    return _part_of_blip_2(transformers_tower(config), TRANSFORMERS_OTHERS)
+
+
+def transformers_tower(config: EvaClipVision.Config) -> KeyMap:
+    """The tower in `transformers`' layout, nothing beside it."""
     theirs, ours = "encoder.layers.{i}.", "blocks.{i}."
     inputs = [f"{ours}attention.{name}" for name in ("query", "key", "value")]
-    tower = KeyMap(
+    return KeyMap(
         [
             squeeze("embeddings.class_embedding", "class_embedding", axes=(0, 1)),
             position_table(
@@ -83,7 +92,6 @@ def transformers_map(config: EvaClipVision.Config) -> KeyMap:
         },
         spellings=[("model.", ""), ("vision_model.", "")],
     )
-    return _part_of_blip_2(tower, TRANSFORMERS_OTHERS)
 
 
 def _part_of_blip_2(tower: KeyMap, others: Sequence[str]) -> KeyMap:
