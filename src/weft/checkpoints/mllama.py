@@ -243,8 +243,9 @@ def _parts(config: MultimodalLM.Config) -> tuple[Decoder.Config, Mllama.Config, 
     ):
         return decoder, encoder, fused
     raise CheckpointError(
-        "the Llama 3.2 Vision layout holds its tower over tiles, a linear projector, a decoder with two tables of its own, gated "
-        "blocks that leave alone what sees no picture, and 8 added tokens that are read only; this system is something else"
+        "the Llama 3.2 Vision layout holds its tower over tiles, a linear projector, a decoder with two tables of its own, "
+        "gated blocks that leave alone what sees no picture, and 8 added tokens that are read only; this system is something "
+        "else"
     )
 
 

@@ -154,7 +154,7 @@ class HighDefinition(Tiling):
 
 @dataclass(frozen=True, kw_only=True)
 class FittedCanvas(Tiling):
-    """The grid of at most `max_tiles` tiles on which the picture is enlarged least, or else shrunk least; there is no thumbnail.
+    """The grid of at most `max_tiles` tiles on which the picture is enlarged least, or else shrunk least; without a thumbnail.
 
     The aspect is kept. A picture smaller than its canvas grows only as far as one tile, lies in the upper left corner, and the
     rest is black. Of equal scales the smaller canvas wins.
