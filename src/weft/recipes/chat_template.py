@@ -52,7 +52,7 @@ _WORDS = """\
 
 _STRINGS = (
     "system_header", "system_footer", "user_header", "user_footer", "assistant_header", "answer_lead", "answer_end",
-    "between", "media_header", "media_footer", "media_around", "user_text",
+    "between", "media_header", "media_footer", "media_around", "user_text", "begin",
 )  # fmt: skip
 
 
@@ -67,6 +67,8 @@ def jinja(template: Template, marker: str = "<image>") -> str:
     if template.media_first and template.media_before_turn:
         opening, content = _OPENING_BEHIND_MEDIA.replace("[media]", _MEDIA), _WORDS
     text = _FORM.replace("[opening]", opening).replace("[content]", content)
+    if template.begin and not template.media_before_turn:  # there the processor knows on which side of it pictures stand
+        text = "{{ [begin] }}\n" + text
     for name, value in fields.items():
         text = text.replace(f"[{name}]", json.dumps(value))
     return text

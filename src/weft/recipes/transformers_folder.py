@@ -16,19 +16,20 @@ from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.tiles import AnyResolution, PictureTiles
 from weft.data.tokenizers import Tokenizer
+from weft.encoders.mllama import Mllama
 from weft.language_models.decoder import Decoder
 from weft.recipes.chat_template import recognise
 from weft.recipes.loading import read_json
-from weft.recipes.transformers_preprocessing import preprocessing, read_image_transform
+from weft.recipes.transformers_preprocessing import preprocessing, read_fitted_tiles, read_image_transform
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
 from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
 
-MARKER = "<image>"
+MARKER, LLAMA_MARKER = "<image>", "<|image|>"
 
 _TEMPLATES = {
     "llama": "vicuna_v1", "mistral": "mistral", "internlm2": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen3": "chatml",
-    "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text", "t5": "bare",
+    "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text", "t5": "bare", "mllama": "llama_3_2_base",
 }  # fmt: skip
 
 
@@ -55,14 +56,15 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[Sy
     if not isinstance(system, MultimodalSystem.Config | DualEncoder.Config):
         raise CheckpointError(f"{folder} holds a {layout.name} alone, a part of a system; load it with its key map")
     tokenizer = _read_tokenizer(folder)
-    text: Any = system.language_model if isinstance(system, MultimodalSystem.Config) else system.text
-    rows = text.vocabulary
+    rows = system.vocabulary if isinstance(system, MultimodalSystem.Config) else system.text.vocabulary
     if tokenizer.vocabulary > rows:
         raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
     inside = layout.name in ("llava", "llava_next")
     kind = (saved.get("text_config") or {}).get("model_type", "llama") if inside else saved["model_type"]
+    written = _chat_template(folder)
+    usual = "llama_3_2" if kind == "mllama" and written is not None else _TEMPLATES[kind]
     config = Processor.Config(
-        template=recognise(_chat_template(folder)) or _TEMPLATES[kind], transforms=_read_transforms(folder, system)
+        template=recognise(written) or recognise(written, LLAMA_MARKER) or usual, transforms=_read_transforms(folder, system)
     )
     return system, key_map or layout.key_map(system), config.build(tokenizer, system)
 
@@ -100,6 +102,8 @@ def _read_transforms(folder: Path, system: MultimodalSystem.Config | DualEncoder
         return {}
     (encoder,) = streams.values()
     saved = preprocessing(folder)
+    if isinstance(encoder, Mllama.Config):
+        return dict.fromkeys(streams, read_fitted_tiles(saved, encoder, folder))
     transform: MediaTransform = read_image_transform(saved, encoder.image_size, folder)
     if isinstance(transform, ImageTransform) and (pinpoints := saved.get("image_grid_pinpoints")):
         transform = _read_tiles(pinpoints, transform, folder)

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import ModalityEncoder
 from weft.data.audio import AudioTransform, WaveformTransform
-from weft.data.images import FILTERS, ImageTransform
+from weft.data.images import FILTERS, HALF, ImageTransform
 from weft.data.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from weft.data.media_transform import MediaTransform
+from weft.data.tiles import FittedCanvas, PictureTiles
 from weft.encoders.dinov2 import Dinov2
 from weft.encoders.hubert import Hubert
+from weft.encoders.mllama import Mllama
 from weft.encoders.resnet import Resnet
 from weft.encoders.whisper import Whisper
 from weft.recipes.loading import read_json
@@ -50,6 +52,8 @@ def read_media_transform(folder: Path, encoder: ModalityEncoder.Config) -> tuple
         return _read_log_mel(saved, encoder, folder), encoder
     if isinstance(encoder, Hubert.Config):
         return _read_waveform(saved, encoder, folder), encoder
+    if isinstance(encoder, Mllama.Config):
+        return read_fitted_tiles(saved, encoder, folder), encoder
     if encoder.modality != "image":
         return None, encoder
     if isinstance(encoder, Dinov2.Config | Resnet.Config):
@@ -109,6 +113,23 @@ def read_image_transform(saved: Mapping[str, Any], image_size: int, folder: Path
         mean=tuple(saved.get("image_mean", default.mean)),
         std=tuple(saved.get("image_std", default.std)),
     )
+
+
+def read_fitted_tiles(saved: Mapping[str, Any], encoder: Mllama.Config, folder: Path) -> PictureTiles:
+    """The tiles of Llama 3.2's image processor; what it does not state is as published.
+
+    Raises: CheckpointError for settings that Weft cannot follow, or more tiles than the encoder takes.
+    """
+    side = {"height": encoder.image_size, "width": encoder.image_size}
+    published = {"size": side, "resample": int(FILTERS["bilinear"]), "image_mean": HALF, "image_std": HALF}
+    saved = {**published, "max_image_tiles": encoder.max_tiles, **saved, "do_pad": False}  # it fills up the canvas
+    if saved["max_image_tiles"] > encoder.max_tiles:
+        raise CheckpointError(
+            f"{folder}: the image processor cuts pictures into up to {saved['max_image_tiles']} tiles, the encoder takes "
+            f"{encoder.max_tiles}"
+        )
+    view = read_image_transform(saved, encoder.image_size, folder)
+    return PictureTiles(view=view, tiling=FittedCanvas(max_tiles=saved["max_image_tiles"]))
 
 
 def _read_log_mel(saved: Mapping[str, Any], encoder: Whisper.Config, folder: Path) -> AudioTransform:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.checkpoints import clip, llama, llava, llava_next, siglip
+from weft.checkpoints import clip, llama, llava, llava_next, mllama, siglip
 from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
@@ -19,13 +19,14 @@ from weft.data.images import FILTERS, ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.templates import template
-from weft.data.tiles import AnyResolution, PictureTiles
+from weft.data.tiles import AnyResolution, FittedCanvas, PictureTiles
 from weft.data.tokenizers import Tokenizer
+from weft.encoders.mllama import Mllama
 from weft.encoders.siglip import SiglipVision
 from weft.language_models.decoder import Decoder
 from weft.projectors.tiles import Tiles
 from weft.recipes.chat_template import jinja
-from weft.recipes.transformers_folder import MARKER
+from weft.recipes.transformers_folder import LLAMA_MARKER, MARKER
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 
@@ -35,9 +36,9 @@ ROWS_MULTIPLE = 64  # a table that must grow grows to a multiple of it, as the p
 def write_transformers_folder(folder: Path, system: System, processor: Processor, shard_bytes: int = SHARD_BYTES) -> None:
     """Fill an existing folder with a model that `transformers` loads.
 
-    A system with a picture stream is written as LLaVA or, with tiles, LLaVA-NeXT, one without streams as Llama, Qwen2 or Qwen3,
-    a dual encoder as CLIP or SigLIP. Where no row of LLaVA's embedding stands for `<image>`, its tables grow by copies of the
-    begin token's row, which no model says and which generation suppresses.
+    A system with a picture stream is written as LLaVA or, with tiles, LLaVA-NeXT, with Llama 3.2's tower as Llama 3.2 Vision,
+    one without streams as Llama, Qwen2 or Qwen3, a dual encoder as CLIP or SigLIP. Where no row of LLaVA's embedding stands for
+    `<image>`, its tables grow by copies of the begin token's row, which no model says and which generation suppresses.
 
     Raises: CheckpointError for a system that the layouts cannot hold.
     """
@@ -45,6 +46,8 @@ def write_transformers_folder(folder: Path, system: System, processor: Processor
         tensors = _write_dual_encoder(folder, system, processor)
     elif not isinstance(system, MultimodalLM):
         raise CheckpointError(f"a {type(system).__name__} has no transformers layout; MultimodalLM and DualEncoder have")
+    elif any(isinstance(stream.encoder, Mllama.Config) for stream in system.config.streams.values()):
+        tensors = _write_mllama(folder, system, processor)
     elif system.config.streams:
         tensors = _write_llava(folder, system, processor)
     else:
@@ -84,6 +87,27 @@ def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> di
     return tensors
 
 
+def _write_mllama(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+    tokenizer, begin, name = processor.tokenizer, processor.template.begin, "MllamaProcessor"
+    marker = MARKER if MARKER in tokenizer.special else LLAMA_MARKER
+    tokenizer = _unwrapped(tokenizer if marker in tokenizer.special else tokenizer.with_special([marker]))
+    begin_id = tokenizer.id_of(begin) if begin else None
+    if begin_id is None or tokenizer.vocabulary > system.config.vocabulary:
+        raise CheckpointError(
+            f"the Llama 3.2 Vision layout holds a tokenizer with {marker!r} of at most {system.config.vocabulary} ids, here "
+            f"{tokenizer.vocabulary}, and a template that writes a begin token of it, such as 'llama_3_2', here {begin!r}"
+        )
+    config = mllama.write_config(system.config, tokenizer.special[marker])
+    ids = {"bos_token_id": begin_id, "eos_token_id": sorted(processor.stop_ids), "pad_token_id": tokenizer.pad_id}
+    config["text_config"] |= ids
+    tensors = mllama.key_map(system.config).from_weft(weights(system))
+    _write_generation(folder, config, tensors, tokenizer, processor, marker=marker)
+    _write_images(folder, processor.config.transforms[mllama.STREAM], "Mllama", name)
+    named = {"processor_class": name, "bos_token": begin, "extra_special_tokens": {"image_token": marker}}
+    _write_tokenizer(folder, tokenizer, processor, named)
+    return tensors
+
+
 def _write_language_model(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
     decoder = system.config.language_model
     if not isinstance(decoder, Decoder.Config):
@@ -114,6 +138,7 @@ def _write_generation(
     tokenizer: Tokenizer,
     processor: Processor,
     suppressed: range = range(0),
+    marker: str = MARKER,
 ) -> None:
     """`config.json`, `generation_config.json` and the chat template of a model that answers."""
     ends = sorted(processor.stop_ids)
@@ -122,7 +147,7 @@ def _write_generation(
     _write(folder / "config.json", {**config, **ids, "torch_dtype": _precision(tensors)})
     generation = {**ids, "do_sample": False, **({"suppress_tokens": list(suppressed)} if suppressed else {})}
     _write(folder / "generation_config.json", generation)
-    (folder / "chat_template.jinja").write_text(jinja(template(processor.config.template)), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(jinja(template(processor.config.template), marker), encoding="utf-8")
 
 
 def _precision(tensors: Mapping[str, Tensor]) -> str:
@@ -133,6 +158,13 @@ def _grown(name: str, tensor: Tensor, rows: int, copied: int) -> Tensor:
     if not name.endswith(("embed_tokens.weight", "lm_head.weight")) or len(tensor) >= rows:
         return tensor
     return torch.cat((tensor, tensor[copied].expand(rows - len(tensor), -1)))
+
+
+def _unwrapped(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer that puts nothing around a text, where the processor writes the begin token."""
+    backend = tokenizer.backend
+    backend.post_processor = None
+    return Tokenizer(backend)
 
 
 def _wrapped(tokenizer: Tokenizer) -> Tokenizer:
@@ -154,6 +186,9 @@ def _write_images(folder: Path, transform: MediaTransform, family: str, processo
     if processor == "LlavaNextProcessor" and isinstance(transform, PictureTiles):
         kind, more = "LlavaNextImageProcessor", {"image_grid_pinpoints": _pinpoints(transform), "do_pad": True}
         transform = replace(transform.view, resize="shortest")  # of a tile, which that leaves as it is
+    if processor == "MllamaProcessor" and isinstance(transform, PictureTiles) and isinstance(transform.tiling, FittedCanvas):
+        more = {"max_image_tiles": transform.tiling.max_tiles, "do_pad": True}
+        transform = transform.view
     if not isinstance(transform, ImageTransform):
         raise CheckpointError(f"this layout holds pictures, the processor's transform is a {transform.part_name}")
     side = {"height": transform.size, "width": transform.size}
