@@ -23,7 +23,7 @@ from weft.core.batch import IGNORE
 from weft.core.conversation import Conversation, Media, assistant, user
 from weft.data.images import ImageTransform
 from weft.data.processor import Processor
-from weft.data.templates import TEMPLATES
+from weft.data.templates import TEMPLATES, Template
 from weft.data.tokenizers import Tokenizer
 
 SIDE = 28
@@ -80,13 +80,25 @@ def conversation(turns: list[tuple[str, str, bool]], picture: bool = True) -> Co
     return Conversation(tuple(messages), id="7", source="test")
 
 
+def taught(form: Template, turns: list[tuple[str, str, bool]]) -> str:
+    """What a template says is learned of a conversation."""
+    words = [form.answer_lead + answer + form.answer_end for _, answer, _ in turns]
+    if not form.learned_opening:
+        last = form.end if turns[-1][2] else ""
+        return "".join(word for word, (_, _, train) in zip(words, turns, strict=True) if train) + last
+    if not any(train for _, _, train in turns):
+        return ""
+    opening, turn = form.learned_opening, form.user_footer + form.between
+    said = [word if train else form.answer_end for word, (_, _, train) in zip(words, turns, strict=True)]
+    dialogue = form.between.join(f"{opening}{turn}{opening}{word}" for word in said)
+    return f"{opening}{form.system_footer}{form.between}{dialogue}{form.end}"
+
+
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(turns=turns, picture=st.booleans())
 def test_exactly_the_trained_answers_and_their_ends_are_learned(template, turns, picture):
-    form = TEMPLATES[template]
-    expected = "".join(form.answer_lead + answer + form.answer_end for _, answer, train in turns if train)
-    assert learned(processor(template), conversation(turns, picture)) == expected
+    assert learned(processor(template), conversation(turns, picture)) == taught(TEMPLATES[template], turns)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "legacy Llama"])
@@ -105,10 +117,12 @@ def test_the_same_with_sentencepiece(template, kind, turns):
 @given(answer=words.filter(bool))
 def test_spaces_around_an_answer_are_learned_with_it(template, answer):
     form = TEMPLATES[template]
-    expected = form.answer_lead + answer + form.answer_end
+    expected = form.answer_lead + answer + form.answer_end + form.end
     found = learned(processor(template), conversation([("q", answer, True)]))
     assert found.endswith(expected)
-    assert found.removesuffix(expected).strip() == "", "only white space of the header may share a token with an answer"
+    before = found.removesuffix(expected)
+    frames = "" if form.learned_opening == "" else taught(form, [("q", answer, True)]).removesuffix(expected)
+    assert before.removeprefix(frames).strip() == "", "only white space of the header may share a token with an answer"
 
 
 @cache

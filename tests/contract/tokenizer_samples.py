@@ -35,7 +35,7 @@ MULTILINGUAL = (
 SPECIAL = (
     "<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
     "<|user|>", "<|assistant|>", "<|end|>", "<|begin_of_text|>", "<|end_of_text|>",
-    "<|endofchunk|>", "<end_of_utterance>", "<fake_token_around_image>",
+    "<|endofchunk|>", "<end_of_utterance>", "<fake_token_around_image>", "<|endoftext|>",
 )  # fmt: skip
 NUM_POSITIONS = 4
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft.core.errors import ConfigError
-from weft.data.boxes import BinnedBoxes, FractionBoxes
+from weft.data.boxes import BinnedBoxes, FractionBoxes, ThousandthBoxes
 
 fractions = st.floats(0.0, 1.0)
 sizes = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
@@ -49,6 +49,31 @@ def test_bins_are_the_tokens_that_the_tokenizer_is_given():
     assert boxes.special_tokens[0] == "<b00>" and boxes.special_tokens[-1] == "<b31>" and len(boxes.special_tokens) == 32
     assert boxes.render((0.0, 0.5, 0.999, 1.0)) == "<b00><b16><b31><b31>"
     assert BinnedBoxes(bins=1000).special_tokens[7] == "<b007>"
+
+
+def test_thousandths_are_written_as_qwen_vl_writes_them():
+    assert ThousandthBoxes().render((0.1239, 0.3, 1.0, 0.786)) == "<box>(123,300),(999,786)</box>"
+    assert ThousandthBoxes().special_tokens == ("<ref>", "</ref>", "<box>", "</box>")
+    assert ThousandthBoxes().parse("<ref>a cat</ref><box>(120,340),(560,780)</box><box>(1,2),(3,4)</box>") == (
+        0.12,
+        0.34,
+        0.56,
+        0.78,
+    )
+    assert ThousandthBoxes().parse(ThousandthBoxes().render((0.25, 0.5))) == (0.25, 0.5)
+
+
+@given(box=st.tuples(fractions, fractions, fractions, fractions), size=sizes)
+def test_thousandths_come_back_within_one_thousandth(box, size):
+    found = ThousandthBoxes().parse("It is at " + ThousandthBoxes().render(box, size) + ".", size)
+    assert max(abs(a - b) for a, b in zip(box, found, strict=True)) <= 0.001 + 1e-9  # float rounding
+
+
+@pytest.mark.parametrize(
+    "text", ["(1,2),(3,4)", "<box>(1,2),(3)</box>", "<box>1,2,3,4</box>", "<box>(1,2),(3,4),(5,6)</box>", "<box>"]
+)
+def test_text_without_a_box_of_qwen_vl_gives_none(text):
+    assert ThousandthBoxes().parse(text) is None
 
 
 @pytest.mark.parametrize("text", ["", "no box", "[0.1]", "[0.1, 0.2, 0.3]", "[a, b]", "<b01><b02><b03>", "[0.1 0.2]", "<b>"])

@@ -45,6 +45,10 @@ WRITTEN = {
     "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1<|im_end|>\n"
     "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
     "compact": "<|user|><image>Q1<|assistant|> A1<|end|><|user|>Q2<|assistant|> A2<|end|>",
+    "qwen_vl_base": "<img><image></img>Q1 A1<|endoftext|>Q2 A2<|endoftext|>",
+    "qwen_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPicture 1: <img><image></img>\nQ1"
+    "<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>\n",
+    "interleaved": "<image>\nA1A2</s>",
 }
 PROMPT_END = {
     "internlm2_chat": "Q1<|im_end|>\n<|im_start|>assistant\n",
@@ -66,6 +70,9 @@ PROMPT_END = {
     "llama_3_2": "<image>Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "chatml": "Q1<|im_end|>\n<|im_start|>assistant\n",
     "compact": "<|user|><image>Q1<|assistant|>",
+    "qwen_vl_base": "<img><image></img>Q1",
+    "qwen_vl": "</img>\nQ1<|im_end|>\n<|im_start|>assistant\n",
+    "interleaved": "<image>\n",
 }
 
 
@@ -93,11 +100,41 @@ def test_a_prompt_is_the_start_of_the_whole(name):
     assert prompt.trained == []
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", [name for name in WRITTEN if not template(name).learned_opening])
 def test_the_answer_and_its_end_are_marked(name):
     rendering = written(name, TWO_TURNS)
     form = template(name)
     assert [rendering.text[start:end] for start, end in rendering.trained] == [form.answer_lead + "A1" + form.answer_end]
+
+
+def taught(rendering):
+    """What is learned in brackets, side by side as one."""
+    text = rendering.text
+    for start, end in reversed(rendering.trained):
+        text = f"{text[:start]}[{text[start:end]}]{text[end:]}"
+    return text.replace("][", "")
+
+
+def test_qwen_vl_learns_the_frames_of_all_turns_and_the_words_of_its_own():
+    assert taught(written("qwen_vl", TWO_TURNS)) == (
+        "[<|im_start|>]system\nYou are a helpful assistant.[<|im_end|>\n<|im_start|>]user\nPicture 1: <img><image></img>\nQ1"
+        "[<|im_end|>\n<|im_start|>]assistant\n[A1<|im_end|>\n<|im_start|>]user\nQ2[<|im_end|>\n<|im_start|>]assistant\n"
+        "A2[<|im_end|>\n]"
+    )
+    nothing = Conversation((user("Q"), assistant("A", train=False)))
+    assert written("qwen_vl", nothing).trained == []
+
+
+def test_pictures_of_a_conversation_are_counted_in_qwen_vl():
+    spoken = Conversation((user(PICTURE, PICTURE, "Q"), assistant("A"), user(PICTURE, "R")))
+    text = written("qwen_vl", spoken, reply=True).text
+    tag = "<img><image></img>"
+    assert f"Picture 1: {tag}\nPicture 2: {tag}\nQ<|im_end|>" in text and f"user\nPicture 3: {tag}\nR<|im_end|>" in text
+
+
+def test_a_document_ends_once_and_its_end_is_learned():
+    document = Conversation((user(PICTURE), assistant("A"), user(PICTURE, PICTURE), assistant("B")))
+    assert taught(written("interleaved", document)) == "<image>\n[A]<image>\n<image>\n[B</s>]"
 
 
 def test_a_conversation_may_bring_its_own_system_text_or_none():

@@ -18,6 +18,7 @@ class CheckpointFormat:
 
     `model_types` are the values of `model_type` in the upstream `config.json` (timm: `architecture`); `tiny` gives configs
     for contract tests, each with a `build()`; `key_map`, `read_config` and `write_config` belong to the same Weft config.
+    `fields` are those that tell this layout's config from another's of the same `model_type`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class CheckpointFormat:
     read_config: Callable[[Mapping[str, Any]], Any]
     write_config: Callable[[Any], dict[str, Any]]
     tiny: Callable[[], tuple[Any, ...]]
+    fields: tuple[str, ...] = ()
 
 
 def checkpoint_formats() -> dict[str, CheckpointFormat]:
@@ -46,8 +48,8 @@ def format_of(config: Mapping[str, Any], where: str) -> CheckpointFormat:
     """
     kind = config.get("model_type", config.get("architecture"))
     formats = checkpoint_formats()
-    for candidate in formats.values():
-        if kind in candidate.model_types:
-            return candidate
+    able = [each for each in formats.values() if kind in each.model_types and all(name in config for name in each.fields)]
+    if able:
+        return max(able, key=lambda each: len(each.fields))
     known = sorted({name for candidate in formats.values() for name in candidate.model_types})
     raise CheckpointError(f"{where} has model_type {kind!r}; Weft reads {', '.join(known)}")

@@ -80,6 +80,36 @@ class BinnedBoxes(config.Config):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ThousandthBoxes(config.Config):
+    """`<box>(120,340),(560,780)</box>`: whole thousandths of the picture as it is, cut off, at most 999 (Qwen-VL).
+
+    What a box belongs to stands before it as `<ref>phrase</ref>`, in the text of the data. A point is a box of one corner,
+    which Qwen-VL does not have. Its data is written in thousandths, its evaluation reads 999 as the edge; here both ways are
+    thousandths. Source: arXiv:2308.12966.
+    """
+
+    square = False
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens that a tokenizer needs for this format."""
+        return ("<ref>", "</ref>", "<box>", "</box>")
+
+    def render(self, coordinates: tuple[float, ...], size: Size | None = None) -> str:
+        """A region as text; the picture's size does not matter."""
+        places = [min(int(1000 * c), 999) for c in coordinates]
+        corners = (f"({x},{y})" for x, y in zip(places[::2], places[1::2], strict=True))
+        return f"<box>{','.join(corners)}</box>"
+
+    def parse(self, text: str, size: Size | None = None) -> tuple[float, ...] | None:
+        """The first box or point in a text, as fractions; None where there is none."""
+        found = _CORNERS.search(text)
+        return None if found is None else tuple(min(int(v), 1000) / 1000 for v in re.findall(r"\d+", found[1]))
+
+
+_CORNER = r"\(\s*\d+\s*,\s*\d+\s*\)"
+_CORNERS = re.compile(rf"<box>\s*({_CORNER}(?:\s*,\s*{_CORNER})?)\s*</box>")
 _NUMBER = r"\s*\d*\.?\d+\s*"
 _BRACKETS = re.compile(rf"\[({_NUMBER}(?:,{_NUMBER})+)\]")
 

@@ -33,6 +33,11 @@ class Rendering:
         self.pieces.append(text)
         self.length += len(text)
 
+    def teach(self, text: str) -> None:
+        """Write what is learned."""
+        self.trained.append((self.length, self.length + len(text)))
+        self.write(text)
+
 
 def render(
     conversation: Conversation,
@@ -54,10 +59,14 @@ def render(
         raise DataError(f"sample {conversation.name}: the assistant spoke last; a reply needs a user's turn at the end")
     out = Rendering()
     begin = template.begin
+    opening = template.learned_opening if any(message.train for message in messages) else ""
+    closing = out.teach if opening else out.write
     if messages[0].role != "system" and template.system:
         out.write(begin)
         begin = ""
-        out.write(template.system_header + template.system + template.system_footer)
+        _open(out, template.system_header, opening)
+        out.write(template.system)
+        closing(template.system_footer)
     num_media = 0
     for number, message in enumerate(messages):
         if message.role == "system":
@@ -68,7 +77,7 @@ def render(
             if message.parts == () or message.parts == (Text(""),):
                 continue
         if out.length and template.between:
-            out.write(template.between)
+            closing(template.between)
         media = message.media
         if media and (message.role != "user" or message.train):
             raise DataError(
@@ -82,7 +91,7 @@ def render(
         if begin:
             out.write(begin)
             begin = ""
-        out.write(header)
+        _open(out, header, opening)
         start = out.length
         if message.role == "assistant":
             out.write(template.answer_lead)
@@ -92,17 +101,18 @@ def render(
             out.write(_words(parts, write_region).strip())
         else:
             num_media = _in_order(out, parts, template, markers, write_region, num_media)
-        if message.role != "assistant":
-            if message.train:
-                out.trained.append((start, out.length))
+        if message.role == "assistant" and message.train:
             out.write(footer)
-        else:
-            out.write(footer)
-            if message.train:
-                out.trained.append((start, out.length))
+            out.trained.append((start, out.length))
+            continue
+        if message.train:
+            out.trained.append((start, out.length))
+        closing(footer)
     if reply:
         out.write(template.between + template.assistant_header)
         out.trained.clear()
+    elif template.end:
+        (out.teach if messages[-1].train else closing)(template.end)
     return out
 
 
@@ -148,6 +158,14 @@ def caption(conversation: Conversation) -> str:
     raise DataError(f"sample {conversation.name} holds no text; a caption template needs some")
 
 
+def _open(out: Rendering, header: str, opening: str) -> None:
+    """Write a header, whose `opening` is learned."""
+    if opening and header.startswith(opening):
+        out.teach(opening)
+        header = header.removeprefix(opening)
+    out.write(header)
+
+
 def _around(message: Message, template: Template) -> tuple[str, str]:
     if message.role == "system":
         return template.system_header, template.system_footer
@@ -183,7 +201,7 @@ def _in_order(
 
 def _media(out: Rendering, media: tuple[Media, ...], template: Template, markers: Mapping[str, str], num_media: int) -> int:
     for medium in media:
-        out.write(template.media_header)
+        out.write(template.media_header.replace("{number}", str(num_media + 1)))
         out.media.append((out.length, num_media, medium))
         out.write(markers[medium.stream] + template.media_footer)
         num_media += 1

@@ -28,8 +28,10 @@ class Template:
     answer_lead: str = ""
     answer_end: str = ""
     between: str = ""
+    end: str = ""  # behind the last turn, learned with its answer
+    learned_opening: str = ""  # the start of every header; where set it is learned, and what follows every turn, whoever speaks
     media_first: bool = True  # media of a turn move to its head, each within header and footer, and its text is stripped
-    media_header: str = ""
+    media_header: str = ""  # "{number}" in it counts the conversation's media from 1
     media_footer: str = "\n"
     media_around: str = ""  # without `media_first`: before and behind every medium, once between adjacent ones
     media_before_turn: bool = False  # with `media_first`: they stand before the turn's header
@@ -41,7 +43,7 @@ class Template:
     @property
     def stop(self) -> tuple[str, ...]:
         """The strings that end a reply."""
-        return (self.answer_end,) if self.answer_end else ()
+        return tuple(filter(None, (self.answer_end or self.end,)))
 
 
 _TEMPLATES = (
@@ -110,6 +112,25 @@ _TEMPLATES = (
         answer_end="<|im_end|>",
         between="\n",
     ),
+    # Qwen-VL (arXiv:2308.12966): pairs and tasks of its pre-training, then dialogues, whose frames are learned too
+    Template(name="qwen_vl_base", answer_lead=" ", answer_end="<|endoftext|>", media_header="<img>", media_footer="</img>"),
+    Template(
+        name="qwen_vl",
+        system="You are a helpful assistant.",
+        system_header="<|im_start|>system\n",
+        system_footer="<|im_end|>",
+        user_header="<|im_start|>user\n",
+        user_footer="<|im_end|>",
+        assistant_header="<|im_start|>assistant\n",
+        answer_end="<|im_end|>",
+        between="\n",
+        end="\n",
+        learned_opening="<|im_start|>",
+        media_header="Picture {number}: <img>",
+        media_footer="</img>\n",
+    ),
+    # VILA's pre-training (arXiv:2312.07533): a document, texts in the assistant's turns between the pictures of the user's
+    Template(name="interleaved", end="</s>", user_text=False),
     # Mistral-Instruct (arXiv:2310.06825), with pictures as LLaVA-NeXT writes them; the tokenizer puts <s> in front
     Template(name="mistral", user_header="[INST] ", user_footer=" [/INST]", answer_lead=" ", answer_end="</s>"),
     # Mono-InternVL (arXiv:2410.08202); the tokenizer puts <s> in front

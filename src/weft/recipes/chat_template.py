@@ -46,13 +46,17 @@ _MEDIA = """\
 {%- set media = message['content'] | selectattr('type', 'equalto', 'image') | list -%}
 {%- for part in media -%}{{ [media_header] + [marker] + [media_footer] }}{%- endfor -%}"""
 
+_COUNTED_MEDIA = _MEDIA.replace(
+    "{{ [media_header]", "{%- set seen.media = seen.media + 1 -%}{{ ([media_header] | replace('{number}', seen.media | string))"
+)
+
 _WORDS = """\
 {%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') -%}
 {%- if role == 'assistant' or [user_text] -%}{{ text | trim if media else text }}{%- endif -%}"""
 
 _STRINGS = (
     "system_header", "system_footer", "user_header", "user_footer", "assistant_header", "answer_lead", "answer_end",
-    "between", "media_header", "media_footer", "media_around", "user_text", "begin",
+    "between", "end", "media_header", "media_footer", "media_around", "user_text", "begin",
 )  # fmt: skip
 
 
@@ -63,10 +67,16 @@ def jinja(template: Template, marker: str = "<image>") -> str:
         "marker": marker,
         **{name: getattr(template, name) for name in _STRINGS},
     }
-    opening, content = _OPENING, _MEDIA + "\n" + _WORDS if template.media_first else _IN_ORDER
+    counted = "{number}" in template.media_header
+    media = _COUNTED_MEDIA if counted else _MEDIA
+    opening, content = _OPENING, media + "\n" + _WORDS if template.media_first else _IN_ORDER
     if template.media_first and template.media_before_turn:
-        opening, content = _OPENING_BEHIND_MEDIA.replace("[media]", _MEDIA), _WORDS
+        opening, content = _OPENING_BEHIND_MEDIA.replace("[media]", media), _WORDS
     text = _FORM.replace("[opening]", opening).replace("[content]", content)
+    if counted:
+        text = "{%- set seen = namespace(media=0) -%}\n" + text
+    if template.end:
+        text = text.removesuffix("{%- endif -%}") + "{%- else -%}{{ [end] }}{%- endif -%}"
     if template.begin and not template.media_before_turn:  # there the processor knows on which side of it pictures stand
         text = "{{ [begin] }}\n" + text
     for name, value in fields.items():

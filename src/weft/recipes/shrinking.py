@@ -21,7 +21,10 @@ _WARMUP = 0.1
 TINY_SPECIAL = (
     "<pad>", "<s>", "</s>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
 )  # fmt: skip
-TINY_ADDED = ("<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>", "<|endofchunk|>", "<image>")
+TINY_ADDED = (
+    "<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>", "<|endofchunk|>", "<|endoftext|>",
+    "<ref>", "</ref>", "<box>", "</box>", "<img>", "</img>", "<image>",
+)  # fmt: skip
 """Special tokens with the last ids, as where a published system adds them to its language model's tokenizer."""
 
 
