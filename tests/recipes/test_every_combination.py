@@ -53,13 +53,14 @@ PRODUCT = [(recipe, *pair) for recipe in MULTIMODAL for pair in FUSED]
 
 
 def composed(recipe, kind, fusion):
-    """The recipe with another language model and another fusion in every stage.
+    """The recipe with another language model and another fusion in every stage; further streams stand in the text.
 
     What the fusion adds is trained, gates fast enough for so few steps; what the recipe's own fusion added is not there.
     """
     made = tiny_recipe(recipe)
     fused, streams = parts("fusion")[fusion].Config.tiny(), tuple(made.system.streams)
-    fusions = (replace(fused, streams=streams),) if fused.streams else (TokenConcatenation.Config(streams=streams), fused)
+    fused, rest = (replace(fused, streams=streams[:1]), streams[1:]) if fused.streams else (fused, streams)
+    fusions = (*([TokenConcatenation.Config(streams=rest)] if rest else []), fused)
     system = replace(made.system, language_model=KINDS[kind], fusions=fusions, added_tokens=None)
     names = [name for name, _ in on_meta(system).named_parameters()]
 
