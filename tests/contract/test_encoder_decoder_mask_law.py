@@ -24,7 +24,7 @@ from weft.data.tokenizers import Tokenizer
 SIDE = 28
 PICTURE = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
 START, END = 0, 1
-CHAT_TEMPLATES = [name for name, template in TEMPLATES.items() if not template.caption]
+CHAT_TEMPLATES = [name for name, template in TEMPLATES.items() if not template.caption and not template.answer_divided]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,11 @@ class InputProjector(nn.Module, ABC):
             """Whether tokens stand for places of the grid, row by row; a resampler's queries read from everywhere."""
             return True
 
+        @property
+        def instruction_vocabulary(self) -> int | None:
+            """Ids of the instructions that are read beside a medium, in a vocabulary of their own; None where none is read."""
+            return None
+
     config: Any
 
     @abstractmethod
@@ -292,6 +297,10 @@ class System(nn.Module, ABC):
         def followers(self, stream: str) -> tuple[str, ...]:
             """The other streams that see every medium of this one too."""
             return ()
+
+        def instruction_vocabulary(self, stream: str) -> int | None:
+            """Ids of the instructions that a stream's media are read under; None where they are read under none."""
+            return None
 
         @property
         @abstractmethod

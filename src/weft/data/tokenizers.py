@@ -18,6 +18,7 @@ from weft.core.errors import DataError, unknown_name
 _ONE_DIGIT = tokenizers.Regex(r" ?\d")
 _END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
+_INSTRUCTIONS = "qformer_tokenizer"  # the folder of InstructBLIP's second tokenizer, as `transformers` names it
 
 
 class EncodedText(NamedTuple):
@@ -32,10 +33,12 @@ class Tokenizer:
     """Text to token ids and back.
 
     `encode` adds nothing of its own: what a published tokenizer puts around a text is in `begin` and `end`.
-    Added tokens (`special`) are found in any text, as the published tokenizers do.
+    Added tokens (`special`) are found in any text, as the published tokenizers do. `instructions` is the tokenizer of a
+    projector that reads what is asked in a vocabulary of its own, as InstructBLIP's Q-Former does; it travels along.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, instructions: Tokenizer | None = None) -> None:
+        self.instructions = instructions
         self._saved = backend.to_str()
         self._backend = tokenizers.Tokenizer.from_str(self._saved)
         self._backend.no_truncation()
@@ -50,7 +53,7 @@ class Tokenizer:
     def from_file(cls, path: str | Path) -> Self:
         """Read a `tokenizer.json`, a SentencePiece `tokenizer.model`, a `qwen.tiktoken`, or a folder that holds one of them.
 
-        Of several the first wins.
+        Of several the first wins. A folder may hold the tokenizer of instructions in `qformer_tokenizer/`.
 
         A `tokenizer.json` is taken at its word, as `PreTrainedTokenizerFast` does; `LlamaTokenizer` of `transformers` 5 puts
         its own rule for leading spaces in place of an older file's.
@@ -58,26 +61,8 @@ class Tokenizer:
         Raises: DataError where there is none or it cannot be read.
         """
         path = Path(path)
-        if path.is_dir():
-            names = ("tokenizer.json", "tokenizer.model", "spiece.model", "qwen.tiktoken")
-            found = [path / name for name in names if (path / name).is_file()]
-            if not found:
-                raise DataError(f"{path} holds no tokenizer; expected one of {', '.join(names)}")
-            path = found[0]
-        if not path.is_file():
-            raise DataError(f"no tokenizer file {path}")
-        if path.suffix in (".model", ".spm"):
-            from weft.data.sentencepiece_model import read_sentencepiece
-
-            return cls(read_sentencepiece(path))
-        if path.suffix == ".tiktoken":
-            from weft.data.tiktoken_file import read_tiktoken
-
-            return cls(read_tiktoken(path))
-        try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except Exception as error:  # the library raises plain Exception for every defect
-            raise DataError(f"{path} is no tokenizer.json: {str(error).splitlines()[0]}") from None
+        beside = path / _INSTRUCTIONS
+        return cls(_read_backend(path), Tokenizer.from_file(beside) if beside.is_dir() else None)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, special: Sequence[str] = (), begin: str | None = None) -> Self:
@@ -115,13 +100,19 @@ class Tokenizer:
         """A tokenizer that also knows these special tokens; new ones get the ids after the last."""
         backend = tokenizers.Tokenizer.from_str(self._saved)
         backend.add_special_tokens(list(tokens))
-        return Tokenizer(backend)
+        return Tokenizer(backend, self.instructions)
+
+    def with_instructions(self, instructions: Tokenizer | None) -> Tokenizer:
+        """The same tokenizer with another, or none, for instructions."""
+        return self if instructions is self.instructions else Tokenizer(self.backend, instructions)
 
     def save(self, folder: str | Path) -> Path:
-        """Write `tokenizer.json` into a folder; returns the file."""
+        """Write `tokenizer.json` into a folder, that of instructions into `qformer_tokenizer/`; returns the first file."""
         path = Path(folder) / "tokenizer.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(json.loads(self._saved), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        if self.instructions is not None:
+            self.instructions.save(Path(folder) / _INSTRUCTIONS)
         return path
 
     def encode(self, text: str) -> list[int]:
@@ -176,10 +167,35 @@ class Tokenizer:
         return tokenizers.Tokenizer.from_str(self._saved)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"saved": self._saved}
+        return {"saved": self._saved, "instructions": self.instructions}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(tokenizers.Tokenizer.from_str(state["saved"]))  # type: ignore[misc]
+        backend = tokenizers.Tokenizer.from_str(state["saved"])
+        self.__init__(backend, state["instructions"])  # type: ignore[misc]
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    """The `tokenizers` object of a file, or of the first file that a folder holds."""
+    if path.is_dir():
+        names = ("tokenizer.json", "tokenizer.model", "spiece.model", "qwen.tiktoken")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise DataError(f"{path} holds no tokenizer; expected one of {', '.join(names)}")
+        path = found[0]
+    if not path.is_file():
+        raise DataError(f"no tokenizer file {path}")
+    if path.suffix in (".model", ".spm"):
+        from weft.data.sentencepiece_model import read_sentencepiece
+
+        return read_sentencepiece(path)
+    if path.suffix == ".tiktoken":
+        from weft.data.tiktoken_file import read_tiktoken
+
+        return read_tiktoken(path)
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception for every defect
+        raise DataError(f"{path} is no tokenizer.json: {str(error).splitlines()[0]}") from None
 
 
 def _with_offsets(ids: list[int], offsets: list[tuple[int, int]]) -> EncodedText:
