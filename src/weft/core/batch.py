@@ -161,7 +161,11 @@ class MultimodalBatch(Movable):
             return values[rows[:, None], places].masked_fill(~real, padding)
 
         side = TextSide(
-            *(taken(values) for values in (text.tokens, order, segment, text.positions, text.modality)),
+            tokens=taken(text.tokens),
+            order=taken(order),
+            segment=taken(segment),
+            positions=taken(text.positions),
+            modality=taken(text.modality),
             targets={head: taken(values, IGNORE) for head, values in text.targets.items()},
             weights={head: taken(values) for head, values in text.weights.items()},
         )
