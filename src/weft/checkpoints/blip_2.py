@@ -71,7 +71,7 @@ def read_config(saved: Mapping[str, Any], where: str = "config.json") -> Multimo
     text = {"model_type": "opt", **(saved.get("text_config") or {})}
     formats = {kind: layout for layout in _FORMATS.values() for kind in layout.model_types}
     if text["model_type"] not in formats:
-        raise CheckpointError(f"{where} has a language model of type {text['model_type']!r}; this table has {', '.join(formats)}")
+        raise CheckpointError(f"{where} has a language model of type {text['model_type']!r}; known are {', '.join(formats)}")
     if saved["model_type"] == "blip-2" and (saved.get("qformer_config") or {}).get("use_qformer_text_input"):
         raise CheckpointError(f"{where} describes BLIP-2's first stage, whose Q-Former reads texts and writes none")
     stream = Stream.Config(

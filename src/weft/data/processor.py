@@ -18,7 +18,7 @@ from weft.data.boxes import BinnedBoxes, FractionBoxes, ThousandthBoxes
 from weft.data.encoded_sample import EncodedAnswer, EncodedMedium, EncodedSample
 from weft.data.followed_media import in_every_stream
 from weft.data.media_transform import MediaTransform, OpenedMedium
-from weft.data.rendering import Rendering, WriteRegion, answer_text, caption, question_and_answer, render
+from weft.data.rendering import Rendering, WriteRegion, answer_text, caption, divided, question_and_answer, render
 from weft.data.templates import template
 from weft.data.tokenizers import Tokenizer
 from weft.data.visibility import visible_media
@@ -32,23 +32,27 @@ class Processor:
     Where the tokenizer has a token for a stream's medium (`<image>`, `<|image|>`), it stands in the text and is repeated for
     every position of the medium, as `transformers` does; where it has none, the text is cut at the media and its pieces are
     encoded apart, as the first LLaVA code did.
+    Where a stream's projector reads instructions, the text before the answer goes to it too, in the vocabulary of
+    `tokenizer.instructions` and between that one's own begin and end.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Config):
-        """`template` names a chat template; `transforms` one per stream; `boxes` how regions are written."""
+        """`template` names a chat template; `transforms` one per stream; `boxes` how regions are written; a
+        projector reads the last `instruction_tokens` of a longer instruction."""
 
         template: str = "vicuna_v1"
         transforms: Mapping[str, MediaTransform] = field(default_factory=dict)
         boxes: FractionBoxes | BinnedBoxes | ThousandthBoxes = FractionBoxes()
+        instruction_tokens: int = 128
 
         def build(self, tokenizer: Tokenizer, system: System.Config) -> Processor:
             return Processor(self, tokenizer, system)
 
     def __init__(self, config: Config, tokenizer: Tokenizer, system: System.Config) -> None:
         self.config = config
-        self.tokenizer = tokenizer
         self.system = system
+        self.tokenizer = tokenizer.with_instructions(self._instructions(tokenizer))
         self.template = template(config.template)
         self._streams: dict[str, _Stream] = {}
         if system.vocabulary is not None and tokenizer.vocabulary > system.vocabulary:
@@ -83,6 +87,8 @@ class Processor:
         answer: Message | None = None
         if has_decoder := self.system.decoder_start is not None:
             conversation, answer = question_and_answer(conversation, reply)
+            if answer is not None and self.template.answer_divided:
+                conversation, answer = divided(conversation, answer)
         opened = [self._open(conversation, medium, i) for i, medium in enumerate(conversation.media())]
         markers = {name: stream.marker for name, stream in self._streams.items()}
         regions: WriteRegion = lambda r: self._region(conversation, r, opened)  # noqa: E731
@@ -99,7 +105,8 @@ class Processor:
         media: dict[str, list[EncodedMedium]] = {}
         for (start, count), (_, index, medium) in zip(row.places, written.media, strict=True):
             spans = ((0, start, count),) if count else ()
-            media.setdefault(medium.stream, []).append(opened[index].encoded(spans))
+            asked = self._instruction(medium.stream, written)
+            media.setdefault(medium.stream, []).append(opened[index].encoded(spans, asked))
         return EncodedSample(
             tokens=row.tokens,
             targets=targets,
@@ -198,17 +205,20 @@ class Processor:
         text = written.text
         self._check_markers(conversation, written, text)
         ids: list[int] = [] if self.template.begin else list(self.tokenizer.begin)
-        starts, ends = [np.zeros(len(ids), np.int64)], [np.zeros(len(ids), np.int64)]
-        apart = [(character, medium) for character, _, medium in written.media if not self._streams[medium.stream].marker]
         at: list[int] = []  # where the media without a marker stand among the ids
+        apart = [(character, True) for character, _, medium in written.media if not self._streams[medium.stream].marker]
+        if self.template.media_before_begin:
+            at, apart = list(range(len(written.media))), []
+            ids = [0] * len(at) + ids
+        starts, ends = [np.zeros(len(ids), np.int64)], [np.zeros(len(ids), np.int64)]
         done = 0
-        for character in [*(character for character, _ in apart), len(text)]:
+        for character, is_medium in sorted([*apart, *((cut, False) for cut in written.cuts), (len(text), False)]):
             if character > done:
                 piece = self.tokenizer.encode_with_offsets(text[done:character])
                 ids.extend(piece.ids)
                 starts.append(piece.start + done)
                 ends.append(piece.end + done)
-            if len(at) < len(apart):
+            if is_medium:
                 at.append(len(ids))
                 ids.append(0)
                 starts.append(np.full(1, character))
@@ -255,7 +265,8 @@ class Processor:
         for stream in {"image", *self.config.transforms, *self._streams}:
             known = self._streams.get(stream)
             marker = (known.marker if known else "") or f"<{stream}>"
-            expected = sum(medium.stream == stream for _, _, medium in written.media) if known and known.marker else 0
+            marked = known is not None and known.marker and not self.template.media_before_begin
+            expected = sum(medium.stream == stream for _, _, medium in written.media) if marked else 0
             if (found := text.count(marker)) != expected:
                 media = sum(medium.stream == stream for _, _, medium in written.media)
                 raise DataError(
@@ -291,6 +302,35 @@ class Processor:
             )
         return self._streams[name]
 
+    def _instructions(self, tokenizer: Tokenizer) -> Tokenizer | None:
+        """The tokenizer of instructions, where a stream reads them. Raises: ConfigError where it is missing or too large."""
+        rows = [self.system.instruction_vocabulary(stream) for stream in self.config.transforms]
+        if not (reading := [vocabulary for vocabulary in rows if vocabulary is not None]):
+            return None
+        if tokenizer.instructions is None:
+            raise ConfigError(
+                "this system's projector reads instructions in a vocabulary of its own and the tokenizer brings none for them; "
+                "give a folder that holds one in qformer_tokenizer/, or Tokenizer.with_instructions"
+            )
+        if tokenizer.instructions.vocabulary > min(reading):
+            raise ConfigError(
+                f"the tokenizer of instructions has {tokenizer.instructions.vocabulary} ids and the projector's table "
+                f"{min(reading)} rows; give the one that the projector was made for"
+            )
+        return tokenizer.instructions
+
+    def _instruction(self, stream: str, written: Rendering) -> np.ndarray | None:
+        """What is asked about a medium of a stream, for a projector that reads it."""
+        words = self.tokenizer.instructions
+        if words is None or self.system.instruction_vocabulary(stream) is None:
+            return None
+        asked = written.asked
+        for known in self._streams.values():
+            asked = asked.replace(known.marker, "") if known.marker else asked
+        ids = words.encode(asked)
+        room = self.config.instruction_tokens - len(words.begin) - len(words.end)
+        return np.array([*words.begin, *ids[max(0, len(ids) - room) :], *words.end], np.int64)
+
     def _open(self, conversation: Conversation, medium: Media, index: int) -> _Opened:
         stream = self._stream(medium.stream)
         try:
@@ -320,7 +360,7 @@ class Processor:
             inside = [i for i, start in zip(pieces.ids, pieces.start, strict=True) if start >= 1]
             if len(inside) == 1:
                 ids.add(inside[0])
-            elif stop.strip():
+            elif stop.strip() and not self.template.spelled_end:
                 raise ConfigError(
                     f"template {self.template.name!r} ends answers with {stop!r}, no single token of this tokenizer"
                 )
@@ -345,8 +385,8 @@ class _Opened(NamedTuple):
     num_positions: int
     targets: np.ndarray | None
 
-    def encoded(self, spans: tuple[tuple[int, int, int], ...]) -> EncodedMedium:
-        return EncodedMedium(self.medium.units, self.transform, self.medium.layout, spans, targets=self.targets)
+    def encoded(self, spans: tuple[tuple[int, int, int], ...], instruction: np.ndarray | None = None) -> EncodedMedium:
+        return EncodedMedium(self.medium.units, self.transform, self.medium.layout, spans, instruction, self.targets)
 
 
 class _Row(NamedTuple):

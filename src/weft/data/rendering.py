@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 from weft.core.conversation import Conversation, Media, Message, Part, Region, Text
 from weft.core.errors import DataError
@@ -17,17 +18,23 @@ class Rendering:
     """A rendered conversation.
 
     `trained` holds (start, end) in characters, ascending; `media` the character where each medium stands, in the order of the
-    text, with its index among the conversation's media.
+    text, with its index among the conversation's media; `cuts` where the text is encoded in pieces.
     """
 
     pieces: list[str] = field(default_factory=list)
     length: int = 0
     trained: list[tuple[int, int]] = field(default_factory=list)
     media: list[tuple[int, int, Media]] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def asked(self) -> str:
+        """The text up to the first answer that is learned; all of it where none is."""
+        return self.text[: self.trained[0][0]] if self.trained else self.text
 
     def write(self, text: str) -> None:
         self.pieces.append(text)
@@ -94,6 +101,8 @@ def render(
         _open(out, header, opening)
         start = out.length
         if message.role == "assistant":
+            if template.answer_apart:
+                out.cuts.append(start)
             out.write(template.answer_lead)
         parts = message.parts if template.user_text or message.role == "assistant" else media
         if template.media_first and media:
@@ -137,6 +146,18 @@ def question_and_answer(conversation: Conversation, reply: bool) -> tuple[Conver
                 "to be learned; make a conversation of each answer, or mark them train=False"
             )
     return replace(conversation, messages=messages), answer
+
+
+def divided(conversation: Conversation, answer: Message) -> tuple[Conversation, Message]:
+    """A caption's first words as what is asked about the media, the rest as the answer: prefix language modelling.
+
+    The words themselves decide how many are first, from none to all but one, so that every reading divides them alike.
+    """
+    words = _words(answer.parts, lambda region: "").split()
+    place = crc32(" ".join(words).encode()) % max(1, len(words))
+    media = [medium for message in conversation.messages for medium in message.media]
+    asked = Message("user", (*media, Text(" ".join(words[:place]))))
+    return replace(conversation, messages=(asked,)), replace(answer, parts=(Text(" ".join(words[place:])),))
 
 
 def answer_text(answer: Message, template: Template, write_region: WriteRegion) -> str:
@@ -201,9 +222,12 @@ def _in_order(
 
 def _media(out: Rendering, media: tuple[Media, ...], template: Template, markers: Mapping[str, str], num_media: int) -> int:
     for medium in media:
-        out.write(template.media_header.replace("{number}", str(num_media + 1)))
-        out.media.append((out.length, num_media, medium))
-        out.write(markers[medium.stream] + template.media_footer)
+        if template.media_before_begin:
+            out.media.append((0, num_media, medium))
+        else:
+            out.write(template.media_header.replace("{number}", str(num_media + 1)))
+            out.media.append((out.length, num_media, medium))
+            out.write(markers[medium.stream] + template.media_footer)
         num_media += 1
     return num_media
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from weft.core.errors import unknown_name
 
@@ -35,9 +36,13 @@ class Template:
     media_footer: str = "\n"
     media_around: str = ""  # without `media_first`: before and behind every medium, once between adjacent ones
     media_before_turn: bool = False  # with `media_first`: they stand before the turn's header
+    media_before_begin: bool = False  # with `media_first`: all media stand before the text, even before its begin token
     user_text: bool = True  # False: only the media of user turns are written
     caption: bool = False
     learned: bool = False  # captions only: every token but the first is a target
+    answer_apart: bool = False  # answers are encoded by themselves, not in one text with what stands before
+    answer_divided: bool = False  # the first words of an answer are what an encoder reads, instead of a question
+    spelled_end: bool = False  # what ends an answer is ordinary text of several tokens
     pad_to_context: bool = False  # captions only: filled with real padding tokens, which the text tower reads
 
     @property
@@ -45,6 +50,11 @@ class Template:
         """The strings that end a reply."""
         return tuple(filter(None, (self.answer_end or self.end,)))
 
+
+_QUERIES: dict[str, Any] = {"media_before_begin": True, "media_footer": ""}
+_QUESTION: dict[str, Any] = {
+    "user_header": "Question: ", "assistant_header": "Answer:", "answer_lead": " ", "between": " "
+}  # fmt: skip
 
 _TEMPLATES = (
     # LLaVA stage 1 (arXiv:2304.08485): the instruction is dropped, the caption and its line end are learned
@@ -195,17 +205,45 @@ _TEMPLATES = (
         media_around="<fake_token_around_image>",
         media_footer="",
     ),
-    # the words as they are, as Flan-T5 (arXiv:2210.11416) and InstructBLIP (arXiv:2305.06500) are asked
+    # the words as they are, as Flan-T5 (arXiv:2210.11416) is asked
     Template(name="bare", user_header=" ", answer_lead=" ", media_before_turn=True, media_footer=""),
-    # BLIP-2 on Flan-T5 (arXiv:2301.12597): the tokenizer ends what the encoder reads and what the decoder writes
+    # BLIP-2 (arXiv:2301.12597) puts its queries before all text. On OPT: captions, captions as fine-tuned, questions
+    Template(name="blip_2_opt_caption", answer_end="\n", user_text=False, **_QUERIES),
     Template(
-        name="blip_2_t5",
-        user_header="Question: ",
-        assistant_header="Answer:",
-        answer_lead=" ",
-        between=" ",
-        media_before_turn=True,
-        media_footer="",
+        name="blip_2_opt_photo", assistant_header="a photo of", answer_lead=" ", answer_end="\n", user_text=False, **_QUERIES
+    ),
+    Template(name="blip_2_opt", answer_end="\n", **_QUESTION, **_QUERIES),
+    # On Flan-T5, where the tokenizer ends what the encoder reads and what the decoder writes: the same three
+    Template(name="blip_2_t5_prefix", answer_lead=" ", answer_divided=True, **_QUERIES),
+    Template(name="blip_2_t5_photo", assistant_header="a photo of", answer_lead=" ", user_text=False, **_QUERIES),
+    Template(name="blip_2_t5", **_QUESTION, **_QUERIES),
+    # InstructBLIP (arXiv:2305.06500): the instruction as it is
+    Template(name="instructblip", answer_lead=" ", answer_end="</s>", **_QUERIES),
+    # MiniGPT-4 (arXiv:2304.10592), as it is tuned and as it is talked to
+    Template(
+        name="minigpt_4",
+        user_header="###Human: ",
+        user_footer=" ",
+        assistant_header="###Assistant: ",
+        answer_end="###",
+        media_header="<Img>",
+        media_footer="</Img> ",
+        answer_apart=True,
+        spelled_end=True,
+    ),
+    Template(
+        name="minigpt_4_chat",
+        system="Give the following image: <Img>ImageContent</Img>. "
+        "You will be able to see the image once I provide it to you. Please answer my questions.",
+        system_footer="###",
+        user_header="Human: ",
+        user_footer="###",
+        assistant_header="Assistant: ",
+        answer_end="###",
+        media_header="<Img>",
+        media_footer="</Img> ",
+        answer_apart=True,
+        spelled_end=True,
     ),
     # CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)
     Template(name="clip_text", caption=True),

@@ -64,7 +64,7 @@ def jinja(template: Template, marker: str = "<image>") -> str:
     """The template as `transformers` renders it; `marker` stands for an image."""
     fields = {
         "default_system": template.system_header + template.system + template.system_footer if template.system else "",
-        "marker": marker,
+        "marker": "" if template.media_before_begin else marker,  # such a model's processor writes the images itself
         **{name: getattr(template, name) for name in _STRINGS},
     }
     counted = "{number}" in template.media_header

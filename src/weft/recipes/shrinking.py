@@ -93,4 +93,5 @@ def tiny_tokenizer(num_scenes: int = 200) -> Tokenizer:
         for part in message.parts
         if isinstance(part, Text)
     )
-    return Tokenizer.train(texts, TINY_VOCABULARY - len(TINY_ADDED), TINY_SPECIAL).with_special(TINY_ADDED)
+    words = Tokenizer.train(texts, TINY_VOCABULARY - len(TINY_ADDED), TINY_SPECIAL).with_special(TINY_ADDED)
+    return words.with_instructions(Tokenizer.train((), 256 + len(TINY_SPECIAL), TINY_SPECIAL))  # bytes, for a Q-Former

@@ -30,6 +30,7 @@ MARKER, LLAMA_MARKER = "<image>", "<|image|>"
 _TEMPLATES = {
     "llama": "vicuna_v1", "mistral": "mistral", "internlm2": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen3": "chatml",
     "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text", "t5": "bare", "mllama": "llama_3_2_base",
+    "blip-2": "blip_2_opt", "blip-2 on t5": "blip_2_t5", "instructblip": "instructblip",
 }  # fmt: skip
 
 
@@ -61,6 +62,8 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[Sy
         raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
     inside = layout.name in ("llava", "llava_next")
     kind = (saved.get("text_config") or {}).get("model_type", "llama") if inside else saved["model_type"]
+    if kind == "blip-2" and isinstance(system, MultimodalSeq2Seq.Config):
+        kind = "blip-2 on t5"
     written = _chat_template(folder)
     usual = "llama_3_2" if kind == "mllama" and written is not None else _TEMPLATES[kind]
     config = Processor.Config(
