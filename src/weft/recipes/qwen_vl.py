@@ -92,7 +92,6 @@ def qwen_vl() -> Recipe:
     )
     return Recipe(
         name="qwen-vl",
-        size="7b",
         paper="2308.12966",
         about="OpenCLIP's ViT-bigG at 448 pixels through a resampler of 256 queries into Qwen-7B, with boxes in the text",
         stages=(pretrain, multitask, chat),

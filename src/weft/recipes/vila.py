@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weft.core.errors import unknown_name
+from weft.core.interfaces import InputProjector, ModalityEncoder
 from weft.data.boxes import FractionBoxes
 from weft.data.datasets.joined import Joined
 from weft.data.datasets.llava_json import LlavaJson
@@ -58,7 +59,7 @@ def vila(size: str = "7b") -> Recipe:
     )
     stages: tuple[Stage, ...] = (align, pretrain, instruct)
     if size.endswith("-linear"):
-        system = _with_stream(align, projector=Linear.Config())
+        system = _through(align, projector=Linear.Config())
         stages = tuple(replace(stage, system=system) for stage in stages)
     if size.startswith("1.5-"):
         stages = _of_1_5(stages)
@@ -74,7 +75,7 @@ def vila(size: str = "7b") -> Recipe:
 def _of_1_5(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """The stages of VILA-1.5; the batch of the last one is that of two steps on one node of eight."""
     encoder = replace(SiglipVision.Config.sizes()["so400m-14-384"], pooling_head=False)
-    system = _with_stream(stages[0], encoder=encoder, projector=MLPDownsample.Config())
+    system = _through(stages[0], encoder=encoder, projector=MLPDownsample.Config())
     image = ImageTransform(size=encoder.image_size, resize="direct", mean=HALF, std=HALF)
     align, pretrain, instruct = (
         replace(
@@ -96,9 +97,13 @@ def _of_1_5(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return align, pretrain, instruct
 
 
-def _with_stream(stage: Stage, **parts: object) -> MultimodalLM.Config:
+def _through(
+    stage: Stage, projector: InputProjector.Config, encoder: ModalityEncoder.Config | None = None
+) -> MultimodalLM.Config:
+    """The stage's system with another projector and, where one is given, another tower."""
     assert isinstance(stage.system, MultimodalLM.Config)
-    return replace(stage.system, streams={"image": replace(stage.system.streams["image"], **parts)})
+    stream = Stream.Config(encoder=encoder or stage.system.streams["image"].encoder, projector=projector)
+    return replace(stage.system, streams={"image": stream})
 
 
 def tiny() -> Recipe:
