@@ -77,7 +77,9 @@ def jinja(template: Template, marker: str = "<image>") -> str:
         text = "{%- set seen = namespace(media=0) -%}\n" + text
     if template.end:
         text = text.removesuffix("{%- endif -%}") + "{%- else -%}{{ [end] }}{%- endif -%}"
-    if template.begin and not template.media_before_turn:  # there the processor knows on which side of it pictures stand
+    if template.begin and template.media_before_turn:
+        text = text.replace("{{ header", "{{ ([begin] if loop.first else '') + header")
+    elif template.begin:
         text = "{{ [begin] }}\n" + text
     for name, value in fields.items():
         text = text.replace(f"[{name}]", json.dumps(value))
