@@ -1,0 +1,73 @@
+"""MiniGPT-4: one trained matrix between BLIP-2's frozen eyes and a frozen Vicuna.
+
+Source: arXiv:2304.10592 and its published configurations. The Q-Former is that of BLIP-2 on Flan-T5-XXL. The variant on
+LLaMA-2, which has no Q-Former, is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weft.checkpoints.blip_2 import STREAM, system_of
+from weft.core.errors import unknown_name
+from weft.data.datasets.llava_json import LlavaJson
+from weft.data.images import ImageTransform
+from weft.data.processor import Processor
+from weft.language_models.decoder import Decoder
+from weft.objectives.next_token import NextToken
+from weft.projectors.qformer import QFormer
+from weft.recipes import blip_2
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, shrunk
+from weft.systems.multimodal_lm import Stream
+from weft.training.stage import Optimizer, Recipe, Schedule, Stage
+
+SIZES = ("13b", "7b")
+TRAINED = f"streams.{STREAM}.projector.output.*"
+
+
+def minigpt_4(size: str = "13b") -> Recipe:
+    """MiniGPT-4 at a published size."""
+    if size not in SIZES:
+        raise unknown_name("size of minigpt-4", size, SIZES)
+    stream = Stream.Config(encoder=blip_2.TOWER, projector=QFormer.Config())
+    align = Stage(
+        name="align",
+        title="teach the matrix on captions from the web",
+        system=system_of(Decoder.Config.sizes()[f"llama-{size}"], stream),
+        train=(TRAINED,),
+        processor=Processor.Config(template="plain", transforms={STREAM: ImageTransform(size=224, resize="direct")}),
+        data=LlavaJson.Config(path="laion_cc_sbu.json", images="images"),
+        objective=NextToken.Config(),
+        batch_size=256,
+        steps=20_000,
+        max_tokens=192,
+        optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.05, clip_norm=None),
+        schedule=Schedule(decay="cosine", warmup=5000, final=0.8),
+    )
+    tune = replace(
+        align,
+        name="tune",
+        title="teach the matrix on long descriptions in a dialogue",
+        processor=replace(align.processor, template="minigpt_4"),
+        data=LlavaJson.Config(path="cc_sbu_align/dialogues.json", images="cc_sbu_align/image"),
+        batch_size=12,
+        steps=1000,
+        max_tokens=240,  # 160 of answer, 32 queries, what stands around them
+        optimizer=replace(align.optimizer, learning_rate=3e-5),
+        schedule=Schedule(decay="cosine", warmup=200, final=1 / 3),
+    )
+    return Recipe(
+        name="minigpt-4",
+        size=size,
+        paper="2304.10592",
+        about="BLIP-2's tower and Q-Former, frozen, through one trained matrix into Vicuna",
+        stages=(align, tune),
+    )
+
+
+def tiny() -> Recipe:
+    """MiniGPT-4 at CPU size, both of its stages."""
+    model = replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512)
+    system = system_of(model, Stream.Config(encoder=blip_2.tiny_tower(64), projector=QFormer.Config.tiny()))
+    data = {"align": desk_captions(), "tune": desk_captions()}
+    return shrunk(minigpt_4(), dict.fromkeys(data, system), data, steps=20, image_size=64)
