@@ -143,11 +143,13 @@ class RunFolder:
     def publish(self, stage: str) -> None:
         """Make `model/` the finished stage's model folder; the files are shared where the file system can."""
         with atomic_folder(self.model) as partial:
-            for file in sorted(self.stage(stage).iterdir()):
+            for file in sorted(path for path in self.stage(stage).rglob("*") if path.is_file()):
+                place = partial / file.relative_to(self.stage(stage))
+                place.parent.mkdir(exist_ok=True)
                 try:
-                    os.link(file, partial / file.name)
+                    os.link(file, place)
                 except OSError:
-                    shutil.copy2(file, partial / file.name)
+                    shutil.copy2(file, place)
 
     def require_space(self, num_bytes: int, what: str) -> None:
         """Raises: RunError where the disk has less than `num_bytes` left."""
