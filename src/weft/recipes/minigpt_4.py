@@ -17,7 +17,7 @@ from weft.language_models.decoder import Decoder
 from weft.objectives.next_token import NextToken
 from weft.projectors.qformer import QFormer
 from weft.recipes import blip_2
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, shrunk
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, shrunk
 from weft.systems.multimodal_lm import Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
@@ -69,5 +69,5 @@ def tiny() -> Recipe:
     """MiniGPT-4 at CPU size, both of its stages."""
     model = replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512)
     system = system_of(model, Stream.Config(encoder=blip_2.tiny_tower(64), projector=QFormer.Config.tiny()))
-    data = {"align": desk_captions(), "tune": desk_captions()}
-    return shrunk(minigpt_4(), dict.fromkeys(data, system), data, steps=20, image_size=64)
+    data = {"align": desk_captions(), "tune": desk_dialogues()}
+    return shrunk(minigpt_4(), dict.fromkeys(data, system), data, steps=40, image_size=64)
