@@ -45,9 +45,7 @@ def is_unread_expert(name, system):
 def is_unread_instruction(name, system):
     """What a Q-Former's last block makes of an instruction, whose queries alone leave, is read by no one."""
     found = re.fullmatch(r"(streams\.\w+\.projector\.transformer\.blocks)\.(\d+)\.feed_forward\.text\..*", name)
-    return (
-        found is not None and hasattr(system, "language_model") and int(found[2]) == len(system.get_submodule(found[1])) - 1
-    )
+    return found is not None and hasattr(system, "language_model") and int(found[2]) == len(system.get_submodule(found[1])) - 1
 
 
 def is_key_bias(name):
