@@ -1,8 +1,8 @@
 """InstructBLIP: BLIP-2 whose Q-Former reads the instruction too, on Vicuna v1.1 or Flan-T5.
 
-Source: arXiv:2305.06500. Published are 26 data sets, drawn by the roots of their sizes, in one file here. Batch sizes and rates are
-told of the paper and were found neither in it nor in released files. The tokenizer brings a second one for the Q-Former, BERT's,
-in a folder `qformer_tokenizer`.
+Source: arXiv:2305.06500. Published are 26 data sets, drawn by the roots of their sizes, in one file here. Batch sizes and
+rates are told of the paper and were found neither in it nor in released files. The tokenizer brings a second one for the
+Q-Former, BERT's, in a folder `qformer_tokenizer`.
 """
 
 from __future__ import annotations
