@@ -68,8 +68,8 @@ FOUR_TURNS: dict[str, Any] = {"num_turns": 4, "conversations_per_scene": 2}
 TWO_TURNS: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
 NAMING = dict.fromkeys(("caption_short", "caption_detailed", "name_single", "refer"), 1.0)
 """What stage 1 asks, so that the projector's tokens say what lies where."""
-LOOKING = {"presence": 1.0}
-"""What a fresh language model is asked first: whether a digit is there, where no guess from the inks in sight helps."""
+LOOKING = dict.fromkeys(("name_single", "colour_of_digit", "presence"), 1.0)
+"""What a fresh language model is asked first: finding a thing by its ink, and by its digit."""
 EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {
     "box": 2.5,
     "largest": 1.5,
@@ -178,7 +178,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", mix=LOOKING, **TWO_TURNS),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(320),
+                steps=steps(550),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
@@ -194,7 +194,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **FOUR_TURNS),
                 objective=NextToken.Config(),
                 batch_size=24,
-                steps=steps(1650),
+                steps=steps(1550),
                 max_tokens=192,
                 packing=True,
                 optimizer=GENTLE_MUON,
