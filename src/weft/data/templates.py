@@ -56,6 +56,16 @@ _QUESTION: dict[str, Any] = {
     "user_header": "Question: ", "assistant_header": "Answer:", "answer_lead": " ", "between": " "
 }  # fmt: skip
 
+_CHATML: dict[str, Any] = {
+    "system_header": "<|im_start|>system\n",
+    "system_footer": "<|im_end|>",
+    "user_header": "<|im_start|>user\n",
+    "user_footer": "<|im_end|>",
+    "assistant_header": "<|im_start|>assistant\n",
+    "answer_end": "<|im_end|>",
+    "between": "\n",
+}
+
 _TEMPLATES = (
     # LLaVA stage 1 (arXiv:2304.08485): the instruction is dropped, the caption and its line end are learned
     Template(name="plain", answer_end="\n", media_footer="", user_text=False),
@@ -114,26 +124,14 @@ _TEMPLATES = (
     Template(
         name="chatml",
         system="You are a helpful assistant.",
-        system_header="<|im_start|>system\n",
-        system_footer="<|im_end|>",
-        user_header="<|im_start|>user\n",
-        user_footer="<|im_end|>",
-        assistant_header="<|im_start|>assistant\n",
-        answer_end="<|im_end|>",
-        between="\n",
+        **_CHATML,
     ),
     # Qwen-VL (arXiv:2308.12966): pairs and tasks of its pre-training, then dialogues, whose frames are learned too
     Template(name="qwen_vl_base", answer_lead=" ", answer_end="<|endoftext|>", media_header="<img>", media_footer="</img>"),
     Template(
         name="qwen_vl",
         system="You are a helpful assistant.",
-        system_header="<|im_start|>system\n",
-        system_footer="<|im_end|>",
-        user_header="<|im_start|>user\n",
-        user_footer="<|im_end|>",
-        assistant_header="<|im_start|>assistant\n",
-        answer_end="<|im_end|>",
-        between="\n",
+        **_CHATML,
         end="\n",
         learned_opening="<|im_start|>",
         media_header="Picture {number}: <img>",
@@ -147,13 +145,7 @@ _TEMPLATES = (
     Template(
         name="internlm2_chat",
         system="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。",
-        system_header="<|im_start|>system\n",
-        system_footer="<|im_end|>",
-        user_header="<|im_start|>user\n",
-        user_footer="<|im_end|>",
-        assistant_header="<|im_start|>assistant\n",
-        answer_end="<|im_end|>",
-        between="\n",
+        **_CHATML,
         media_header="<img>",
         media_footer="</img>\n",
     ),

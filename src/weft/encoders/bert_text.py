@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from weft.core.attention_rule import AttentionRule
 from weft.core.batch import TextSide
 from weft.core.interfaces import TextEncoder
+from weft.layers.initialisation import initialise_normal
 from weft.layers.post_norm_block import post_norm_blocks
 from weft.layers.projection_heads import HeadKind, projection_head
 from weft.layers.single_texts import check_single_texts
@@ -77,17 +78,9 @@ class BertText(TextEncoder):
         self.input_norm = nn.LayerNorm(c.width, eps=c.norm_eps)
         self.blocks = post_norm_blocks(c.width, c.num_layers, c.num_heads, c.feed_forward_width, c.activation, c.norm_eps)
         self.pooler = nn.Linear(c.width, c.width) if c.pooler else None
-        self.initialise()
+        initialise_normal(self)
         # the published code starts heads as PyTorch does
         self.head = projection_head(c.head, c.width, c.embedding_width)
-
-    def initialise(self) -> None:
-        """The published start: deviation 0.02, biases at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
 
     def forward(self, text: TextSide) -> Tensor:
         check_single_texts(text, self.config.context, type(self).__name__)

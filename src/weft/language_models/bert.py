@@ -16,6 +16,7 @@ from weft.core.cache import Cache
 from weft.core.interfaces import LanguageModel
 from weft.core.sequence import TokenSequence
 from weft.layers.feed_forward import activation
+from weft.layers.initialisation import initialise_normal
 from weft.layers.post_norm_block import post_norm_blocks
 from weft.layers.precision import working_precision
 from weft.layers.slots import BlockContext
@@ -77,15 +78,7 @@ class Bert(LanguageModel):
         self.head_norm = nn.LayerNorm(c.width, eps=c.norm_eps)
         self.output = nn.Linear(c.width, c.vocabulary)
         self.output.weight = self.token_embedding.weight
-        self.initialise()
-
-    def initialise(self) -> None:
-        """The published start: deviation 0.02, biases at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        initialise_normal(self)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.token_embedding(tokens)

@@ -19,6 +19,7 @@ from weft.core.sequence import TokenSequence
 from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
 from weft.layers.feed_forward import FeedForward
+from weft.layers.initialisation import initialise_normal
 from weft.layers.parallel_block import ParallelBlock
 from weft.layers.partial_rotary import PartialRotary
 from weft.layers.precision import working_precision
@@ -127,15 +128,7 @@ class GptNeox(LanguageModel):
         self.output = nn.Linear(width, c.vocabulary, bias=False)
         if c.tied_head:
             self.output.weight = self.embedding.weight
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Normal with deviation 0.02 for every matrix, biases at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        initialise_normal(self)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens)

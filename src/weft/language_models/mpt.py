@@ -21,6 +21,7 @@ from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
 from weft.layers.bounded_projection import BoundedProjection
 from weft.layers.feed_forward import FeedForward
+from weft.layers.initialisation import initialise_normal
 from weft.layers.precision import working_precision
 from weft.layers.slots import BlockContext
 
@@ -89,7 +90,7 @@ class Mpt(LanguageModel):
         self.final_norm = self._norm(c)
         self.output = nn.Linear(width, c.vocabulary, bias=False)
         self.output.weight = self.embedding.weight
-        self.initialise()
+        initialise_normal(self)
 
     @staticmethod
     def _norm(c: Config) -> nn.Module:
@@ -103,12 +104,6 @@ class Mpt(LanguageModel):
             attention.query, attention.key = (BoundedProjection(c.width, c.width, c.clip, norm) for norm in norms)
             attention.value = BoundedProjection(c.width, c.width, c.clip)
         return attention
-
-    def initialise(self) -> None:
-        """Normal with deviation 0.02 for every matrix."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens)

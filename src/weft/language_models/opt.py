@@ -19,6 +19,7 @@ from weft.core.sequence import TokenSequence
 from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
 from weft.layers.feed_forward import FeedForward
+from weft.layers.initialisation import initialise_normal
 from weft.layers.post_norm_block import PostNormBlock, PostNormFeedForward
 from weft.layers.precision import working_precision
 from weft.layers.slots import BlockContext
@@ -91,7 +92,7 @@ class Opt(LanguageModel):
         self.output_projection = nn.Identity() if narrow == width else nn.Linear(width, narrow, bias=False)
         self.output = nn.Linear(narrow, c.vocabulary, bias=False)
         self.output.weight = self.embedding.weight
-        self.initialise()
+        initialise_normal(self)
 
     @staticmethod
     def _block(c: Config, layer: int) -> nn.Module:
@@ -102,14 +103,6 @@ class Opt(LanguageModel):
             return PostNormBlock(attention, norm, behind)
         feed_forward = FeedForward(c.width, c.feed_forward_width, c.activation)
         return PreNormBlock(norm, attention, nn.LayerNorm(c.width, eps=c.norm_eps), feed_forward)
-
-    def initialise(self) -> None:
-        """Normal with deviation 0.02 for every matrix, biases at zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.input_projection(self.embedding(tokens))
