@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft.core.errors import ConfigError
-from weft.data.boxes import BinnedBoxes, FractionBoxes, ThousandthBoxes
+from weft.data.boxes import BinnedBoxes, BracketedBoxes, FractionBoxes, ThousandthBoxes
+from weft.recipes.catalogue import recipe
 
 fractions = st.floats(0.0, 1.0)
 sizes = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
@@ -54,19 +55,42 @@ def test_bins_are_the_tokens_that_the_tokenizer_is_given():
 def test_thousandths_are_written_as_qwen_vl_writes_them():
     assert ThousandthBoxes().render((0.1239, 0.3, 1.0, 0.786)) == "<box>(123,300),(999,786)</box>"
     assert ThousandthBoxes().special_tokens == ("<ref>", "</ref>", "<box>", "</box>")
-    assert ThousandthBoxes().parse("<ref>a cat</ref><box>(120,340),(560,780)</box><box>(1,2),(3,4)</box>") == (
+    assert ThousandthBoxes(edge=1000).parse("<ref>a cat</ref><box>(120,340),(560,780)</box><box>(1,2),(3,4)</box>") == (
         0.12,
         0.34,
         0.56,
         0.78,
     )
-    assert ThousandthBoxes().parse(ThousandthBoxes().render((0.25, 0.5))) == (0.25, 0.5)
 
 
+def test_the_published_evaluation_of_qwen_vl_reads_999_as_the_edge():
+    """Numbers over 999, then times the picture's size in pixels; the data is written in thousandths."""
+    assert ThousandthBoxes().parse("<box>(0,333),(666,999)</box>") == (0.0, 1 / 3, 2 / 3, 1.0)
+    assert recipe("qwen-vl").processor.boxes == ThousandthBoxes(edge=999)
+    with pytest.raises(ConfigError, match="999 or as 1000, got 1024"):
+        ThousandthBoxes(edge=1024)
+
+
+def test_brackets_are_written_as_cogvlm_writes_them():
+    assert BracketedBoxes().render((0.0129, 0.3, 1.0, 0.786)) == "[[012,300,999,786]]"
+    assert BracketedBoxes().parse("a cat [[120,340,560,780;001,002,003,004]] and [[1,2,3,4]]") == (0.12, 0.34, 0.56, 0.78)
+    assert BracketedBoxes().parse("at [[250,500]]") == (0.25, 0.5)
+    assert recipe("cogvlm").processor.boxes == BracketedBoxes()
+
+
+WHOLE_PICTURES = [ThousandthBoxes(), ThousandthBoxes(edge=1000), BracketedBoxes()]
+
+
+@pytest.mark.parametrize("boxes", WHOLE_PICTURES, ids=str)
 @given(box=st.tuples(fractions, fractions, fractions, fractions), size=sizes)
-def test_thousandths_come_back_within_one_thousandth(box, size):
-    found = ThousandthBoxes().parse("It is at " + ThousandthBoxes().render(box, size) + ".", size)
+def test_thousandths_come_back_within_one_thousandth(boxes, box, size):
+    found = boxes.parse("It is at " + boxes.render(box, size) + ".", size)
     assert max(abs(a - b) for a, b in zip(box, found, strict=True)) <= 0.001 + 1e-9  # float rounding
+
+
+@pytest.mark.parametrize("text", ["[[1,2,3,4]]", "[120,340,560,780]", "[[120,340,560]]", "[[0.1,0.2,0.3,0.4]]", "[["])
+def test_text_without_a_box_of_cogvlm_gives_none(text):
+    assert BracketedBoxes().parse(text) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from weft.core.errors import CheckpointError
 class CheckpointFormat:
     """One upstream layout; a module of this room that holds one joins by existing.
 
-    `model_types` are the values of `model_type` in the upstream `config.json` (timm: `architecture`); `tiny` gives configs
+    `model_types` are the values of `model_type` in the upstream `config.json` (timm: `architecture`; where there is neither,
+    the class that `architectures` names first); `tiny` gives configs
     for contract tests, each with a `build()`; `key_map`, `read_config` and `write_config` belong to the same Weft config.
     `fields` are those that tell this layout's config from another's of the same `model_type`.
     """
@@ -42,11 +43,11 @@ def checkpoint_formats() -> dict[str, CheckpointFormat]:
 
 
 def format_of(config: Mapping[str, Any], where: str) -> CheckpointFormat:
-    """The format that reads an upstream config, by its `model_type` or, in timm's files, its `architecture`.
+    """The format that reads an upstream config, by its `model_type`, in timm's files its `architecture`, else its class.
 
     Raises: CheckpointError for a type that no module of this room reads.
     """
-    kind = config.get("model_type", config.get("architecture"))
+    kind = config.get("model_type") or config.get("architecture") or (config.get("architectures") or [None])[0]
     formats = checkpoint_formats()
     able = [each for each in formats.values() if kind in each.model_types and all(name in config for name in each.fields)]
     if able:

@@ -1,6 +1,6 @@
 """CogVLM in the layout of its published files.
 
-Their config has no `model_type`; it is written besides. Source: `CogVLMForCausalLM`, CogVLM, arXiv:2311.03079.
+Their config has no `model_type` and is known by its class. Source: `CogVLMForCausalLM`, CogVLM, arXiv:2311.03079.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> Multim
 
 
 def write_config(config: MultimodalLM.Config) -> dict[str, Any]:
-    """The published config of a system, with a `model_type` besides.
+    """The published config of a system.
 
     Raises: CheckpointError for a system that is not CogVLM's.
     """
@@ -150,7 +150,6 @@ def write_config(config: MultimodalLM.Config) -> dict[str, Any]:
         raise refused
     saved = {
         "architectures": ["CogVLMForCausalLM"],
-        "model_type": "cogvlm",
         "vocab_size": decoder.vocabulary,
         "hidden_size": decoder.width,
         "intermediate_size": decoder.feed_forward_width,
@@ -191,7 +190,7 @@ def _tiny() -> tuple[MultimodalLM.Config, ...]:
 
 FORMAT = CheckpointFormat(
     name="cogvlm",
-    model_types=("cogvlm",),
+    model_types=("CogVLMForCausalLM",),
     key_map=lambda config: COGVLM,
     read_config=read_config,
     write_config=write_config,

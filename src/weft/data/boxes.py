@@ -85,9 +85,15 @@ class ThousandthBoxes(config.Config):
     """`<box>(120,340),(560,780)</box>`: whole thousandths of the picture as it is, cut off, at most 999 (Qwen-VL).
 
     What a box belongs to stands before it as `<ref>phrase</ref>`, in the text of the data. A point is a box of one corner,
-    which Qwen-VL does not have. Its data is written in thousandths, its evaluation reads 999 as the edge; here both ways are
-    thousandths. Source: arXiv:2308.12966.
+    which Qwen-VL does not have. Written are thousandths, as in its data; read is `edge` as the far edge, 999 as in its
+    evaluation, so that a box comes back within a thousandth either way. Source: arXiv:2308.12966.
     """
+
+    edge: int = 999
+
+    def __post_init__(self) -> None:
+        if self.edge not in (999, 1000):
+            raise ConfigError(f"the far edge of thousandths is read as 999 or as 1000, got {self.edge}")
 
     square = False
 
@@ -105,9 +111,38 @@ class ThousandthBoxes(config.Config):
     def parse(self, text: str, size: Size | None = None) -> tuple[float, ...] | None:
         """The first box or point in a text, as fractions; None where there is none."""
         found = _CORNERS.search(text)
-        return None if found is None else tuple(min(int(v), 1000) / 1000 for v in re.findall(r"\d+", found[1]))
+        return None if found is None else tuple(min(int(v) / self.edge, 1.0) for v in re.findall(r"\d+", found[1]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class BracketedBoxes(config.Config):
+    """`[[120,340,560,780]]`: thousandths of the picture as it is in three digits, cut off, at most 999 (CogVLM).
+
+    The data puts `;` between several boxes in one pair of brackets; a point has two numbers. Source: arXiv:2311.03079.
+    """
+
+    square = False
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens that a tokenizer needs for this format."""
+        return ()
+
+    def render(self, coordinates: tuple[float, ...], size: Size | None = None) -> str:
+        """A region as text; the picture's size does not matter."""
+        return f"[[{','.join(f'{min(int(1000 * c), 999):03d}' for c in coordinates)}]]"
+
+    def parse(self, text: str, size: Size | None = None) -> tuple[float, ...] | None:
+        """The first box or point in a text, as fractions; None where there is none."""
+        found = _DOUBLE_BRACKETS.search(text)
+        return None if found is None else tuple(int(v) / 1000 for v in found[1].split(","))
+
+
+Boxes = FractionBoxes | BinnedBoxes | ThousandthBoxes | BracketedBoxes
+"""Every format."""
+
+_THREE_DIGITS = r"\d{3}(?:,\d{3})"
+_DOUBLE_BRACKETS = re.compile(rf"\[\[({_THREE_DIGITS}(?:,\d{{3}},\d{{3}})?)(?:;[\d,;]*)?\]\]")
 _CORNER = r"\(\s*\d+\s*,\s*\d+\s*\)"
 _CORNERS = re.compile(rf"<box>\s*({_CORNER}(?:\s*,\s*{_CORNER})?)\s*</box>")
 _NUMBER = r"\s*\d*\.?\d+\s*"

@@ -14,7 +14,7 @@ from weft.core.conversation import Conversation, Media, Message, Region
 from weft.core.errors import ConfigError, ContextTooShort, DataError
 from weft.core.interfaces import System
 from weft.core.layout import MediaLayout
-from weft.data.boxes import BinnedBoxes, FractionBoxes, ThousandthBoxes
+from weft.data.boxes import Boxes, FractionBoxes
 from weft.data.encoded_sample import EncodedAnswer, EncodedMedium, EncodedSample
 from weft.data.followed_media import in_every_stream
 from weft.data.media_transform import MediaTransform, OpenedMedium
@@ -43,7 +43,7 @@ class Processor:
 
         template: str = "vicuna_v1"
         transforms: Mapping[str, MediaTransform] = field(default_factory=dict)
-        boxes: FractionBoxes | BinnedBoxes | ThousandthBoxes = FractionBoxes()
+        boxes: Boxes = FractionBoxes()
         instruction_tokens: int = 128
 
         def build(self, tokenizer: Tokenizer, system: System.Config) -> Processor:

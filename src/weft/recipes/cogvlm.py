@@ -3,7 +3,7 @@
 Source: arXiv:2311.03079. The experts start as copies of Vicuna's layers, which stay as they are while the experts and the
 projector learn, first from captions, then also to name places; half-way there the pictures grow from 224 to 490 pixels and
 the tower's places are interpolated. A dialogue stage lets everything learn, the tower at a tenth of the rate; that Vicuna's own
-layers learned there too is not certain. Boxes are written as LLaVA does.
+layers learned there too is not certain.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from weft.core.errors import unknown_name
+from weft.data.boxes import BracketedBoxes
 from weft.data.datasets.llava_json import LlavaJson
 from weft.data.images import ImageTransform
 from weft.data.processor import Processor
@@ -104,7 +105,8 @@ def _system(decoder: Decoder.Config, encoder: EvaClipVision.Config, projector: G
 
 
 def _processor(template: str, image_size: int) -> Processor.Config:
-    return Processor.Config(template=template, transforms={"image": ImageTransform(size=image_size, resize="direct")})
+    transform = ImageTransform(size=image_size, resize="direct")
+    return Processor.Config(template=template, transforms={"image": transform}, boxes=BracketedBoxes())
 
 
 def _optimizer(learning_rate: float, rates: Mapping[str, float]) -> Optimizer:

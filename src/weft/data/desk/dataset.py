@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from weft.core.conversation import Conversation
-from weft.data.boxes import BinnedBoxes, FractionBoxes, ThousandthBoxes
+from weft.data.boxes import BinnedBoxes, Boxes
 from weft.data.dataset import Dataset
 from weft.data.desk.blind import without_pictures
 from weft.data.desk.phrases import PHRASES, phrase_conversation
@@ -36,7 +36,7 @@ class DeskConversations(Dataset):
         canvas: int = 64
         min_digits: int = 1
         max_digits: int = MAX_DIGITS
-        boxes: FractionBoxes | BinnedBoxes | ThousandthBoxes = BinnedBoxes()
+        boxes: Boxes = BinnedBoxes()
         epoch: int = 100_000
 
         def build(self) -> DeskConversations:
