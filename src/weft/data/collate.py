@@ -23,7 +23,7 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
     Positions start at 0 in every sample; its number within the row, from 1, is its segment. Orders are the positions, but in
     what an encoder reads all are 0: everyone sees everyone. A medium that several samples show is one item, encoded once,
     unless another instruction goes with it or it is, say, the first picture of one sample and the second of another; its spans
-    are as many as its places.
+    are as many as its places. The targets of a sample have its weight; where each weighs 1 none is written.
 
     Raises: DataError where a row is longer than `pad_to`, nothing is to collate, or only some samples have a decoder side.
     """
@@ -43,10 +43,12 @@ def collate(rows: Rows, pad_to: int | None = None) -> MultimodalBatch:
         start = written = 0
         for number, sample in enumerate(row, start=1):
             text.write(r, start, number, sample.tokens, sample.targets, sample.modality, decoder is None, sample.positions)
+            text.weigh(r, number, sample.weight)
             for stream, visible in sample.visible.items():
                 text.show(r, start, stream, visible, media[stream].num_in_row(r) if stream in media else 0)
             if decoder is not None and sample.decoder is not None:
                 decoder.write(r, written, number, sample.decoder.tokens, sample.decoder.targets)
+                decoder.weigh(r, number, sample.weight)
             for stream, items in sample.media.items():
                 for place, item in enumerate(items):
                     media.setdefault(stream, _Stream()).add(item, r, start, len(samples), place)
@@ -72,6 +74,7 @@ class _Text:
             np.zeros((num_rows, width), dtype=np.int64) for _ in range(5)
         )
         self.targets = np.full((num_rows, width), IGNORE, dtype=np.int64)
+        self.weights: np.ndarray | None = None
         self.visible: dict[str, np.ndarray] = {}
 
     def write(
@@ -93,6 +96,13 @@ class _Text:
         self.order[row, here] = np.arange(len(tokens)) if causal else 0
         self.segment[row, here] = segment
 
+    def weigh(self, row: int, segment: int, weight: float) -> None:
+        """What the targets of a sample that was written weigh."""
+        if weight != 1.0:
+            if self.weights is None:
+                self.weights = np.ones(self.tokens.shape, dtype=np.float32)
+            self.weights[row, self.segment[row] == segment] = weight
+
     def show(self, row: int, start: int, stream: str, visible: np.ndarray, num_before: int) -> None:
         """Which media of a stream a sample's tokens see, behind `num_before` media of earlier samples of the row."""
         if stream not in self.visible:
@@ -109,6 +119,7 @@ class _Text:
             positions=tensor(self.positions),
             modality=tensor(self.modality),
             targets={"text": tensor(self.targets)},
+            weights={} if self.weights is None else {"text": tensor(self.weights)},
             visible={stream: tensor(array) for stream, array in self.visible.items()},
         )
 

@@ -35,6 +35,10 @@ class EncodedAnswer:
     tokens: np.ndarray
     targets: np.ndarray
 
+    def cut(self, length: int | None) -> EncodedAnswer:
+        """Its first `length` tokens."""
+        return EncodedAnswer(self.tokens[:length], self.targets[:length])
+
 
 @dataclass(frozen=True)
 class EncodedSample:
@@ -43,7 +47,7 @@ class EncodedSample:
     Shapes: `tokens`, `targets`, `modality` [T] int64; `targets[t]` is what the model says at t, -100 where there is no loss;
     `modality` is 1 where a medium stands; `visible[stream]` [T, 2] the first and the last medium of the sample that a token
     sees through cross-attention; `positions` [T] where they do not count up. `text` is the conversation as it was rendered,
-    with one marker per medium.
+    with one marker per medium. `weight` weighs its targets in the loss.
     For an encoder-decoder these are what its encoder reads, and `decoder` is what it writes.
     """
 
@@ -58,6 +62,7 @@ class EncodedSample:
     visible: dict[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray | None = None
     decoder: EncodedAnswer | None = None
+    weight: float = 1.0
 
     @property
     def num_written(self) -> int:

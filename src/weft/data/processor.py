@@ -18,7 +18,16 @@ from weft.data.boxes import Boxes, FractionBoxes
 from weft.data.encoded_sample import EncodedAnswer, EncodedMedium, EncodedSample
 from weft.data.followed_media import in_every_stream
 from weft.data.media_transform import MediaTransform, OpenedMedium
-from weft.data.rendering import Rendering, WriteRegion, answer_text, caption, divided, question_and_answer, render
+from weft.data.rendering import (
+    Rendering,
+    WriteRegion,
+    answer_text,
+    answers_apart,
+    caption,
+    divided,
+    question_and_answer,
+    render,
+)
 from weft.data.templates import template
 from weft.data.tokenizers import Tokenizer
 from weft.data.visibility import visible_media
@@ -72,7 +81,8 @@ class Processor:
     def encode(self, conversation: Conversation, max_tokens: int | None = None, reply: bool = False) -> EncodedSample:
         """One conversation as arrays.
 
-        `max_tokens` cuts the end of a longer conversation, never a medium. With `reply` the tokens end where the assistant
+        `max_tokens` cuts the end of a longer conversation, never a medium; of a document (`meta["document"]`) the media behind
+        the cut go with their text. With `reply` the tokens end where the assistant
         is to speak, nothing is a target, and nothing is cut. For a system with a decoder the last answer is what the decoder
         writes and everything before it is what the encoder reads; each of the two has at most `max_tokens`.
 
@@ -97,6 +107,7 @@ class Processor:
         end = self.tokenizer.end if has_decoder else ()  # what an encoder reads is a whole text
         if max_tokens is not None and len(row.tokens) > max_tokens - len(end):
             row = row.cut(self._cut(conversation, row, max_tokens - len(end), reply))
+            written.media = written.media[: len(row.places)]
         row = row.followed_by(end)
         targets = np.full_like(row.tokens, IGNORE)
         learned = row.learned[1:].nonzero()[0]
@@ -119,7 +130,27 @@ class Processor:
             visible=self._visible(conversation, written, row),
             positions=self._positions(written, row),
             decoder=self._decoder_side(conversation, answer, said, max_tokens),
+            weight=float(conversation.meta.get("loss_weight", 1.0)),
         )
+
+    def encode_all(self, conversation: Conversation, max_tokens: int | None = None) -> tuple[EncodedSample, ...]:
+        """What is learned of a conversation, as samples: one, but for a system with a decoder one for every answer that is
+        learned, each with all before it in what the encoder reads.
+
+        `max_tokens` cuts the first as `encode` does. Of later answers those are left out whose question lies beyond it: a text
+        of one piece would have lost them at its end.
+
+        Raises: as `encode`.
+        """
+        turns = answers_apart(conversation) if self.system.decoder_start is not None else (conversation,)
+        samples = [self.encode(turns[0], max_tokens)]
+        for number, turn in enumerate(turns[1:], start=2):
+            sample = self.encode(replace(turn, id=f"{turn.id}.{number}"))
+            if max_tokens is not None and len(sample) > max_tokens:
+                break
+            assert sample.decoder is not None
+            samples.append(replace(sample, decoder=sample.decoder.cut(max_tokens)))
+        return tuple(samples)
 
     def _decoder_side(
         self, conversation: Conversation, answer: Message | None, said: str, max_tokens: int | None
@@ -193,6 +224,7 @@ class Processor:
             id=conversation.id,
             source=conversation.source,
             group=str(conversation.meta.get("group", "")),
+            weight=float(conversation.meta.get("loss_weight", 1.0)),
         )
 
     def _text_end(self) -> list[int]:
@@ -281,6 +313,8 @@ class Processor:
                 f"sample {conversation.name}: the prompt needs {len(row.tokens)} tokens, {max_tokens} are available; "
                 "shorten the conversation or raise the context"
             )
+        if conversation.meta.get("document"):
+            return next((start for start, count in row.places if start + count > max_tokens), max_tokens)
         for number, (start, count) in enumerate(row.places, start=1):
             if start + count > max_tokens:
                 raise ContextTooShort(
@@ -398,8 +432,9 @@ class _Row(NamedTuple):
     places: list[tuple[int, int]]
 
     def cut(self, length: int) -> _Row:
-        """The first `length` tokens, which hold all media."""
-        return _Row(self.tokens[:length], self.learned[:length], self.modality[:length], self.places)
+        """The first `length` tokens with their media, none of which the end may cut."""
+        places = [(start, count) for start, count in self.places if start + count <= length]
+        return _Row(self.tokens[:length], self.learned[:length], self.modality[:length], places)
 
     def followed_by(self, ids: Sequence[int]) -> _Row:
         """The row and then some tokens of text that are not learned."""

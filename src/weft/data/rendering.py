@@ -125,6 +125,21 @@ def render(
     return out
 
 
+def answers_apart(conversation: Conversation) -> tuple[Conversation, ...]:
+    """A conversation for every answer that is learned: that answer, and before it all that was said, no longer learned.
+
+    A conversation without such an answer stays as it is.
+    """
+    turns: list[Conversation] = []
+    said: list[Message] = []
+    for message in conversation.messages:
+        if message.role == "assistant" and message.train:
+            turns.append(replace(conversation, messages=(*said, message)))
+            message = replace(message, train=False)
+        said.append(message)
+    return tuple(turns) or (conversation,)
+
+
 def question_and_answer(conversation: Conversation, reply: bool) -> tuple[Conversation, Message | None]:
     """What an encoder reads and what its decoder writes: all before the last answer, and that answer.
 
@@ -143,7 +158,7 @@ def question_and_answer(conversation: Conversation, reply: bool) -> tuple[Conver
         if earlier := sum(message.train for message in messages):
             raise DataError(
                 f"sample {conversation.name}: a decoder writes the last answer only, and {earlier} turns before it are marked "
-                "to be learned; make a conversation of each answer, or mark them train=False"
+                "to be learned; Processor.encode_all makes a sample of each answer, or mark them train=False"
             )
     return replace(conversation, messages=messages), answer
 

@@ -15,11 +15,11 @@ import torch
 from weft.core.batch import MultimodalBatch
 from weft.core.conversation import Conversation
 from weft.core.errors import DataError
-from weft.data.dataset import Dataset
+from weft.data.dataset import STREAM, Dataset
 from weft.training.randomness import derive_seed
 from weft.training.ranks import Ranks
 
-Encode = Callable[[Conversation], Any]
+Encode = Callable[[Conversation], Any]  # what `Assemble` takes a list of, one for each conversation
 Assemble = Callable[[Sequence[Any]], MultimodalBatch]
 
 
@@ -27,16 +27,19 @@ class SampleOrder:
     """Which samples an optimizer step sees: arithmetic from (seed, stage, step), so that a resumed run replays nothing.
 
     A finite data set is shuffled anew for every epoch and batches run on over its end; an endless one counts on from a place
-    that depends on seed and stage.
+    that depends on seed and stage, or, where it is `shuffled` by itself, from the begin of a stream that depends on them.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, stage: str, endless: bool = False) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, stage: str, endless: bool = False, shuffled: bool = False
+    ) -> None:
         if num_samples < 1:
             raise DataError(f"stage {stage!r}: its data set is empty")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.purpose = (seed, stage)
-        self.start = derive_seed(*self.purpose, "start") % 2**31 if endless else None
+        first = derive_seed(*self.purpose, "start") % 2**31
+        self.start = (first * STREAM if shuffled else first) if endless else None
         self._epoch = -1
         self._order: list[int] = []
 

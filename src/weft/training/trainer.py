@@ -45,6 +45,8 @@ from weft.training.stage import Recipe, Stage
 from weft.training.stage_loop import StageLoop, record
 from weft.training.taking import take
 
+Encoded = Sequence[EncodedSample]  # of one conversation
+
 _LOG_LINE_SECONDS = 10.0
 _STEPS_AHEAD = 4
 
@@ -208,6 +210,8 @@ class Trainer:
             callback.on_stage_start(start)
         share = f"{start.trained_parameters:,} of {start.all_parameters:,} parameters train"
         log.text(f"stage {stage.name} steps {first}..{steps}: {share}")
+        for remark in dataset.remarks():
+            log.text(f"stage {stage.name} data: {remark}")
 
         loop = StageLoop(
             stage,
@@ -251,8 +255,8 @@ class Trainer:
         assemble = partial(_assemble, packing=stage.packing, max_tokens=stage.max_tokens)
         stream = DataStream(
             dataset,
-            SampleOrder(len(dataset), stage.batch_size, self.seed, stage.name, dataset.endless),
-            lambda conversation: processor.encode(conversation, max_tokens=stage.max_tokens),
+            SampleOrder(len(dataset), stage.batch_size, self.seed, stage.name, dataset.endless, dataset.shuffled),
+            partial(processor.encode_all, max_tokens=stage.max_tokens),
             assemble,
             micro_batch_size=stage.micro_batch_size or stage.batch_size,
             start=first,
@@ -313,7 +317,7 @@ class Trainer:
             seed_everything(self.seed, stage.name, "step", step, self.ranks.rank)
 
     def _validation(
-        self, stage: Stage, processor: Processor, assemble: Callable[[Sequence[EncodedSample]], MultimodalBatch], whole: bool
+        self, stage: Stage, processor: Processor, assemble: Callable[[Sequence[Encoded]], MultimodalBatch], whole: bool
     ) -> list[MultimodalBatch]:
         """The held-out batches of a stage: its first samples, the same for every run and step.
 
@@ -332,7 +336,7 @@ class Trainer:
         if (rest := count % size) < self.ranks.size:
             count -= rest  # too few for every rank to have one
         batches = [self.ranks.share(range(first, min(first + size, count))) for first in range(0, count, size)]
-        return [assemble([processor.encode(dataset[i], max_tokens=stage.max_tokens) for i in part]) for part in batches]
+        return [assemble([processor.encode_all(dataset[i], max_tokens=stage.max_tokens) for i in part]) for part in batches]
 
     def _restore(self, stage: Stage, system: System, optimizer: StageOptimizer, objective: Objective) -> int:
         place = self._newest(stage)
@@ -415,5 +419,6 @@ def continues(recipe: Recipe, index: int) -> bool:
     return index > 0 and not stage.takes and not stage.new and stage.system == recipe.stages[index - 1].system
 
 
-def _assemble(samples: Sequence[EncodedSample], packing: bool, max_tokens: int) -> MultimodalBatch:
+def _assemble(encoded: Sequence[Encoded], packing: bool, max_tokens: int) -> MultimodalBatch:
+    samples = [sample for conversation in encoded for sample in conversation]
     return collate(pack(samples, max_tokens)) if packing else collate(samples)
