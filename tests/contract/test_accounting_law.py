@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from weft.core.catalogue import parts
 from weft.core.interfaces import ModalityEncoder
@@ -19,6 +20,11 @@ from weft.training.memory import stage_cost
 ENCODERS = [cls for cls in parts("encoders").values() if issubclass(cls, ModalityEncoder)]
 PROJECTORS = list(parts("projectors").values())
 LANGUAGE_MODELS = list(parts("language_models").values())
+PARTS = [
+    (kind, cls)
+    for kind, found in {"encoder": ENCODERS, "projector": PROJECTORS, "language_model": LANGUAGE_MODELS}.items()
+    for cls in found
+]
 STAGES = [
     pytest.param(stage, id=f"{name}-{stage.name}")
     for name in recipe_names()
@@ -57,6 +63,15 @@ def test_every_projector_is_counted(cls):
 def test_every_language_model_is_counted(cls):
     seeing, alone = counted(system(language_model=cls.Config.tiny()))
     assert 0 < alone.forward_flops < seeing.forward_flops
+
+
+@pytest.mark.parametrize(("kind", "cls"), PARTS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_part_is_made_where_the_block_says(kind, cls, monkeypatch):
+    """PyTorch lists once what a device context reaches; where `transformers` was first, `torch.linspace` is not on the list."""
+    linspace = torch.linspace
+    monkeypatch.setattr(torch, "linspace", lambda *args, **options: linspace(*args, **{"device": "cpu", **options}))
+    made = on_meta(system(**{kind: cls.Config.tiny()}))
+    assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -85,5 +85,6 @@ class DAbstractor(InputProjector):
 
 def even_points(grid_side: int, side: int) -> Tensor:
     """`side` x `side` points from the middle of the first feature to that of the last, row by row: [side**2, 2] as (x, y)."""
-    line = torch.linspace(0.5, grid_side - 0.5, side) / grid_side
+    step = (grid_side - 1) / max(side - 1, 1)
+    line = (torch.arange(side) * step + 0.5) / grid_side  # `transformers` may leave `torch.linspace` deaf to `torch.device`
     return torch.stack((line.repeat(side), line.repeat_interleave(side)), -1)
