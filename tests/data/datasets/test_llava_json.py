@@ -1,6 +1,7 @@
 """LLaVA's JSON: the official format becomes conversations, and every defect is named with file and record."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -82,6 +83,29 @@ def test_images_are_not_opened_and_start_beside_the_file_by_default(tmp_path):
     Image.new("RGB", (4, 4)).save(medium.source)
 
 
+def test_videos_and_recordings_stand_where_the_text_says(tmp_path):
+    record = {"image": "a.png", "audio": ["b.wav", "c.wav"], "video": "d.mp4"}
+    asked = "<audio>Here <image>and <video> there<audio>"
+    path = write_lines(tmp_path, record | {"conversations": turns(asked, "A")})
+    parts = LlavaJson.Config(path=str(path)).build()[0].messages[0].parts
+    assert [(part.stream, Path(part.source).name) for part in parts if isinstance(part, Media)] == [
+        ("audio", "b.wav"), ("image", "a.png"), ("video", "d.mp4"), ("audio", "c.wav"),
+    ]  # fmt: skip
+    assert [part.text for part in parts if isinstance(part, Text)] == ["Here ", "and ", " there"]
+
+
+def test_a_marker_without_its_field_is_text_but_for_images(tmp_path):
+    path = write_lines(tmp_path, {"conversations": turns("What is the <video> element?", "<audio> is like it")})
+    question, answer = LlavaJson.Config(path=str(path)).build()[0].messages
+    assert question.parts == (Text("What is the <video> element?"),) and answer.parts == (Text("<audio> is like it"),)
+
+
+def write_lines(folder, record):
+    path = folder / "records.jsonl"
+    path.write_text(json.dumps(record))
+    return path
+
+
 def turns(*values):
     return [{"from": "human" if i % 2 == 0 else "gpt", "value": v} for i, v in enumerate(values)]
 
@@ -89,6 +113,8 @@ def turns(*values):
 BAD = {
     "no 'image'": {"conversations": turns("<image>\nQ", "A")},
     "0 <image> in the text for 1 images": {"image": "a.png", "conversations": turns("Q", "A")},
+    "1 <audio> in the text for 2 recordings": {"audio": ["a.wav", "b.wav"], "conversations": turns("<audio>", "A")},
+    "<video> stands in a turn that is not the human's": {"video": "a.mp4", "conversations": turns("<video>", "<video>")},
     "2 <image> in the text for 1 images": {"image": "a.png", "conversations": turns("<image><image>", "A")},
     "1 <image> in the text for 2 images": {"image": ["a.png", "b.png"], "conversations": turns("<image>", "A")},
     "<image> stands in a turn that is not the human's": {"image": "a.png", "conversations": turns("Q", "<image>")},

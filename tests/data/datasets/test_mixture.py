@@ -171,7 +171,7 @@ def test_loss_weights_ride_on_the_samples():
 def test_what_is_no_mixture_is_refused():
     with pytest.raises(ConfigError, match="at least one part"):
         mixture().build()
-    with pytest.raises(ConfigError, match="part 'a' of a mixture needs a weight above 0, got 0.0"):
+    with pytest.raises(ConfigError, match=r"part 'a' of a mixture needs a weight above 0, got 0\.0"):
         mixture(a=(3, 0.0)).build()
     with pytest.raises(ConfigError, match=r"an epoch of 10 samples has no room for b \(probability 0.001\)"):
         mixture(epoch=10, a=(3, 999.0), b=(3, 1.0)).build()

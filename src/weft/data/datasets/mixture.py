@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 from weft.core import config
@@ -72,6 +74,7 @@ class Mixture(Dataset):
                 f"an epoch of {self.epoch} samples has no room for {', '.join(none)} (probability "
                 f"{self.probabilities[none[0]]:.2g}); give a longer epoch, or leave the part out"
             )
+        self._ends = list(accumulate(self.counts.values()))
 
     def __len__(self) -> int:
         return self.epoch
@@ -93,12 +96,9 @@ class Mixture(Dataset):
         epoch, place = divmod(place, self.epoch)
         seed = self.config.seed
         place = shuffled(place, self.epoch, seed, stream, epoch)
-        for number, (name, count) in enumerate(self.counts.items()):
-            if place < count:
-                break
-            place -= count
-        shown = epoch * count + place  # samples of this part before this one, were the epochs in order
-        part = self.parts[number]
+        number = bisect_right(self._ends, place)
+        name, part = self.names[number], self.parts[number]
+        shown = epoch * self.counts[name] + place - (self._ends[number] - self.counts[name])
         if part.endless:
             return number, shown + (stream * STREAM if part.shuffled else 0)
         turn, inner = divmod(shown, len(part))
