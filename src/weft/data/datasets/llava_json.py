@@ -1,13 +1,15 @@
 """Conversations in LLaVA's JSON: a list, or one record a line.
 
 Source: LLaVA, arXiv:2304.08485. A record is `{"id", "image": path or list of paths, "conversations": [{"from": "human" | "gpt",
-"value"}]}`, with one `<image>` in the human turns for every image and an optional first turn from "system" (ShareGPT).
+"value"}]}`, with one `<image>` in the human turns for every image and an optional first turn from "system" (ShareGPT). A record
+with "video" or "audio" holds such paths too, and one `<video>` or `<audio>` for each; without the field it is text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,17 @@ from weft.core.errors import DataError
 from weft.data.dataset import Dataset
 from weft.data.json_records import json_records
 
-MARKER = "<image>"
+STREAMS = {"image": "images", "video": "videos", "audio": "recordings"}
+"""The streams that a record may name files of."""
+
 _ROLES: dict[str, Role] = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 class LlavaJson(Dataset):
-    """A LLaVA JSON or JSON-lines file and a folder of images.
+    """A LLaVA JSON or JSON-lines file and a folder of images, videos and recordings.
 
     Every record is checked when the data set is built, records are counted from 0; only their places in the file are kept, and
-    images are opened by the processor. A bad record is an error when `strict`; otherwise it is left out and named in `skipped`.
+    media are opened by the processor. A bad record is an error when `strict`; otherwise it is left out and named in `skipped`.
 
     Raises: DataError naming file, record and reason.
     """
@@ -35,7 +39,7 @@ class LlavaJson(Dataset):
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
         path: str
-        images: str = ""  # the folder that image paths start from; by default the file's own
+        images: str = ""  # the folder that paths start from; by default the file's own
         strict: bool = True
 
         def build(self) -> LlavaJson:
@@ -84,9 +88,9 @@ def conversation_of(record: Any, images: Path, id: str = "", source: str = "") -
     if not isinstance(record, dict):
         raise DataError(f"a record is an object, got {type(record).__name__}")
     turns = _turns(record)
-    paths = _paths(record)
-    _check_markers(turns, paths, "image" in record)
-    remaining = iter(paths)
+    paths = {stream: _paths(record, stream) for stream in STREAMS if stream in record}
+    _check_markers(turns, paths)
+    remaining = {f"<{stream}>": iter(named) for stream, named in paths.items()}
     messages = [_message(role, value, remaining, images) for role, value in turns]
     return Conversation(tuple(messages), id=str(record.get("id", id)), source=source)
 
@@ -113,30 +117,32 @@ def _turns(record: dict[str, Any]) -> list[tuple[Role, str]]:
     return read
 
 
-def _paths(record: dict[str, Any]) -> list[str]:
-    image = record.get("image", [])
-    paths = [image] if isinstance(image, str) else image
+def _paths(record: dict[str, Any], stream: str) -> list[str]:
+    named = record[stream]
+    paths = [named] if isinstance(named, str) else named
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise DataError(f"'image' is a path or a list of paths, got {_short(image)}")
+        raise DataError(f"'{stream}' is a path or a list of paths, got {_short(named)}")
     return paths
 
 
-def _check_markers(turns: list[tuple[Role, str]], paths: list[str], has_field: bool) -> None:
-    if any(MARKER in value for role, value in turns if role != "user"):
-        raise DataError(f"{MARKER} stands in a turn that is not the human's")
-    markers = sum(value.count(MARKER) for _, value in turns)
-    if markers and not has_field:
-        raise DataError(f"{MARKER} stands in the text {markers} times and the record has no 'image'")
-    if markers != len(paths):
-        raise DataError(f"{markers} {MARKER} in the text for {len(paths)} images")
+def _check_markers(turns: list[tuple[Role, str]], paths: Mapping[str, list[str]]) -> None:
+    for stream in dict.fromkeys(("image", *paths)):  # <image> is never just a word, whether the record has pictures or not
+        marker = f"<{stream}>"
+        if any(marker in value for role, value in turns if role != "user"):
+            raise DataError(f"{marker} stands in a turn that is not the human's")
+        markers = sum(value.count(marker) for _, value in turns)
+        if markers and stream not in paths:
+            raise DataError(f"{marker} stands in the text {markers} times and the record has no '{stream}'")
+        if stream in paths and markers != len(paths[stream]):
+            raise DataError(f"{markers} {marker} in the text for {len(paths[stream])} {STREAMS[stream]}")
 
 
-def _message(role: Role, value: str, paths: Iterator[str], images: Path) -> Message:
+def _message(role: Role, value: str, paths: Mapping[str, Iterator[str]], images: Path) -> Message:
     parts: list[Part] = []
-    for number, piece in enumerate(value.split(MARKER)):
-        if number:
-            parts.append(Media(str(images / next(paths))))
-        if piece:
+    for piece in re.split(f"({'|'.join(paths)})", value) if paths else (value,):
+        if piece in paths:
+            parts.append(Media(str(images / next(paths[piece])), piece[1:-1]))
+        elif piece:
             parts.append(Text(piece))
     return Message(role, tuple(parts), train=role == "assistant")
 
