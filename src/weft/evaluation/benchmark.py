@@ -45,7 +45,8 @@ class Benchmark(ABC):
     top: int = 1
     """How many of the best classes count, where there are classes."""
     titles: Mapping[str, str] = {}
-    """A short name for people per question type; a type without one is shown by its own name."""
+    """A short name for people per question type, and per run where the usual one speaks of pictures and there are none; a
+    type without one is shown by its own name."""
     notes: Mapping[str, str] = {}
     """What the figures mean: under `held_out` how the questions differ from training, under an expectation its rule."""
 

@@ -11,15 +11,28 @@ from rich.text import Text as Styled
 
 from weft.core.conversation import Conversation, Media, Part, Text
 from weft.core.errors import WeftError, unknown_name
+from weft.data.audio import open_audio
 from weft.data.images import open_image
+from weft.data.video import open_video
 
 HELP = {
     "/image FILE": "show a picture with the next question",
+    "/audio FILE": "play a recording with the next question",
+    "/video FILE": "show a film with the next question",
     "/reset": "forget the conversation and start again",
     "/history": "read the conversation so far",
     "/help": "this list",
     "/exit": "leave; so does Ctrl-D",
 }
+
+
+CHECKS: dict[str, Callable[[str], object]] = {
+    "image": open_image,
+    "audio": lambda path: open_audio(path, seconds=0.1),
+    "video": lambda path: open_video(path, 1),
+}
+"""What opens a file of a stream, and says in one line what is wrong with it."""
+EXAMPLES = {"image": "picture.png", "audio": "recording.wav", "video": "film.mp4"}
 
 
 class Session(Protocol):
@@ -41,13 +54,13 @@ class ChatLoop:
         self.read = read
         self.pending: list[Media] = []
 
-    def show(self, path: str) -> None:
-        """Put a picture before the next question. Raises: DataError for a file that is missing or no picture."""
-        open_image(path)
-        self.pending.append(Media(path))
+    def show(self, path: str, stream: str = "image") -> None:
+        """Put a file before the next question. Raises: DataError for one that is missing or no medium of the stream."""
+        check_medium(path, stream)
+        self.pending.append(Media(path, stream))
 
     def answer(self, question: str) -> None:
-        """Ask with the pending pictures and write the answer as it comes. Ctrl-C ends the answer, not the conversation."""
+        """Ask with the pending media and write the answer as it comes. Ctrl-C ends the answer, not the conversation."""
         pieces = self.session.stream(*self.pending, question)
         self.pending = []
         try:
@@ -79,8 +92,8 @@ class ChatLoop:
             return
         if not command.startswith("/"):
             self.answer(line)
-        elif command == "/image":
-            self._image(rest.strip())
+        elif command.removeprefix("/") in CHECKS:
+            self._show(rest.strip(), command.removeprefix("/"))
         elif command == "/reset":
             self.session.reset()
             self.pending = []
@@ -93,16 +106,21 @@ class ChatLoop:
         else:
             raise unknown_name("command", command, [name.split()[0] for name in HELP])
 
-    def _image(self, path: str) -> None:
+    def _show(self, path: str, stream: str) -> None:
         if not path:
-            raise WeftError("/image takes a file: /image picture.png")
-        self.show(str(Path(path.strip("'\"")).expanduser()))
-        self.console.print("[dim]shown with the next question[/]")
+            raise WeftError(f"/{stream} takes a file: /{stream} {EXAMPLES[stream]}")
+        self.show(str(Path(path.strip("'\"")).expanduser()), stream)
+        self.console.print("[dim]comes with the next question[/]")
 
     def _history(self) -> None:
         for message in self.session.conversation.messages:
             words = [_written(part) for part in message.parts]
             self.console.print(Styled.assemble((f"{message.role}: ", "bold"), " ".join(words)), soft_wrap=True)
+
+
+def check_medium(path: str, stream: str) -> None:
+    """Raises: DataError for a file that is missing or no medium of the stream."""
+    CHECKS[stream](path)
 
 
 def _written(part: Part) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -14,9 +15,10 @@ from weft.evaluation.statistics import Estimate
 
 
 class EvaluationProgress:
-    """One bar a run; pass it as `progress`."""
+    """One bar a run; pass it as `progress`. `titles` are the benchmark's names of runs, where it has any."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, titles: Mapping[str, str] | None = None) -> None:
+        self.titles = titles or {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console)
         self.tasks: dict[str, TaskID] = {}
@@ -33,7 +35,7 @@ class EvaluationProgress:
         if not self.tasks:
             self.progress.start()  # not before: a mistake that is found first is told in one line
         if run not in self.tasks:
-            self.tasks[run] = self.progress.add_task(run_title(run), total=total)
+            self.tasks[run] = self.progress.add_task(run_title(run, self.titles), total=total)
         self.progress.update(self.tasks[run], completed=done)
 
 
@@ -42,7 +44,7 @@ def score_table(evaluation: Evaluation) -> Table:
     table = Table(title=f"{evaluation.benchmark}: share right, 95% interval", title_justify="left", header_style="bold cyan")
     table.add_column("question type")
     for run in (MODEL, *evaluation.baselines):
-        table.add_column(run_title(run), justify="right")
+        table.add_column(run_title(run, evaluation.titles), justify="right")
     for type in evaluation.types:
         cells = [_cell(evaluation.by_type(type, run), run == MODEL) for run in (MODEL, *evaluation.baselines)]
         table.add_row(evaluation.title(type), *cells)
@@ -52,9 +54,9 @@ def score_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def run_title(run: str) -> str:
-    """A run's name for people."""
-    return RUN_TITLES.get(run, run.replace("_", " "))
+def run_title(run: str, titles: Mapping[str, str]) -> str:
+    """A run's name for people: the benchmark's own, or the usual one."""
+    return titles.get(run) or RUN_TITLES.get(run, run.replace("_", " "))
 
 
 def _cell(estimate: Estimate | None, interval: bool) -> str:

@@ -1,4 +1,4 @@
-"""`weft chat`: talk to a model about pictures."""
+"""`weft chat`: talk to a model about pictures, recordings and films."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ def chat(
     image: Annotated[
         list[str] | None,
         typer.Option("--image", "-i", help="A picture for the first question; repeatable.", show_default=False),
+    ] = None,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option("--audio", "-a", help="A recording for the first question; repeatable.", show_default=False),
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option("--video", "-v", help="A film for the first question; repeatable.", show_default=False),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Ask this, print the answer, and leave.", show_default=False)
@@ -32,22 +40,27 @@ def chat(
     """Talk to a model. Without --prompt it is a conversation: /help lists what it understands."""
     from rich.console import Console
 
-    from weft.data.images import open_image
+    from weft.core.errors import ConfigError
     from weft.inference.chat import ChatSession
     from weft.inference.sampling import Sampling
     from weft.recipes.loading import load_model
-    from weft.serving.chat_loop import ChatLoop
+    from weft.serving.chat_loop import ChatLoop, check_medium
     from weft.serving.device import chosen_device
     from weft.serving.precision import chosen_precision
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    for path in image or ():
-        open_image(path)  # a wrong file is told before a model is loaded
+    given = [(path, stream) for stream, paths in (("image", image), ("audio", audio), ("video", video)) for path in paths or ()]
+    for path, stream in given:
+        check_medium(path, stream)  # a wrong file is told before a model is loaded
     loaded = load_model(model, chosen_device(device), chosen_precision(precision), revision)
+    known = loaded.processor.config.transforms
+    for stream in dict.fromkeys(stream for _, stream in given):
+        if stream not in known:
+            raise ConfigError(f"{model} takes no {stream}, only {', '.join(sorted(known)) or 'text'}; leave --{stream} out")
     console = Console(highlight=False)
     loop = ChatLoop(ChatSession(loaded, sampling, system), console, console.input)
-    for path in image or ():
-        loop.show(path)
+    for path, stream in given:
+        loop.show(path, stream)
     if prompt is not None:
         loop.answer(prompt)
     else:

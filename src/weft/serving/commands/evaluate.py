@@ -26,7 +26,7 @@ def evaluate(
     text_only: Annotated[
         str | None, typer.Option("--text-only", metavar="MODEL", help="A text-only model as a baseline.", show_default=False)
     ] = None,
-    blind: Annotated[bool, typer.Option("--blind/--no-blind", help="Also ask with the pictures of other questions.")] = True,
+    blind: Annotated[bool, typer.Option("--blind/--no-blind", help="Also ask with the media of other questions.")] = True,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions at a time; changes no answer.", min=1)] = 32,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.", show_default="as it is")] = None,
@@ -54,7 +54,7 @@ def evaluate(
     else:
         loaded = load_model(model, where, dtype, revision)
     baseline = load_model(text_only, where, dtype) if text_only is not None else None
-    with EvaluationProgress(Console(stderr=True)) as progress:
+    with EvaluationProgress(Console(stderr=True), chosen.titles) as progress:
         evaluation = run(
             loaded,
             chosen,

@@ -105,4 +105,5 @@ def _what_next(system: System.Config, model: Path) -> str:
 
     if not isinstance(system, MultimodalSystem.Config):
         return ""
-    return f"; talk to it: weft chat {model}{' --image FILE' if 'image' in system.streams else ''}"
+    media = "".join(f" --{stream} FILE" for stream in ("image", "audio", "video") if stream in system.streams)
+    return f"; talk to it: weft chat {model}{media}"
