@@ -15,9 +15,10 @@ from weft.core.errors import RunError
 from weft.evaluation.benchmarks.desk import DeskBenchmark
 from weft.evaluation.statistics import Estimate
 from weft.projectors.positioned import Positioned
-from weft.recipes import comparison, desk
-from weft.recipes.comparison import Plan, compare, row_folder
-from weft.recipes.comparison_candidates import QUICK, ROOMS, SEVERAL_SEEDS, candidates
+from weft.recipes import comparison_plan, desk
+from weft.recipes.comparison import compare, row_folder
+from weft.recipes.comparison_candidates import PLACES, QUICK, SEVERAL_SEEDS, parts_of_room
+from weft.recipes.comparison_plan import PartsPlan
 from weft.recipes.comparison_plot import spread
 from weft.recipes.comparison_progress import ComparisonProgress
 from weft.recipes.comparison_row import Row, load_row
@@ -45,16 +46,16 @@ def small_desk():
 
     real, words = desk.desk, desk.tokenizer(100)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "desk", lambda: replace(real(), stages=tuple(small(s) for s in real().stages)))
-        patch.setattr(comparison, "tokenizer", lambda: words)
+        patch.setattr(comparison_plan, "desk", lambda: replace(real(), stages=tuple(small(s) for s in real().stages)))
+        patch.setattr(comparison_plan, "tokenizer", lambda: words)
         patch.setattr(DeskBenchmark, "max_new_tokens", 4)
         patch.setattr(DeskBenchmark, "most_frequent", lambda self: {})
         yield
 
 
 def plan(**changed):
-    return Plan(
-        **{"room": "projectors", "steps": STEPS, "num_seeds": 1, "only": ("linear", "ldpv2"), "questions_per_type": 2} | changed
+    return PartsPlan(
+        **{"room": "projectors", "steps": STEPS, "seeds": (0,), "only": ("linear", "ldpv2"), "questions_per_type": 2} | changed
     )
 
 
@@ -118,13 +119,14 @@ def test_another_budget_does_not_mix_with_it(straight):
 
 def test_every_row_starts_from_the_same_shared_stages(straight):
     folder, _, told = straight
-    shared = [stage.name for stage in plan().shared.stages]
+    (run,) = plan().shared
+    shared = [stage.name for stage in run.stages]
     assert shared and {stage for label, stage, _ in told.trained if label == "shared stages"} == set(shared)
     assert not {stage for label, stage, _ in told.trained if label != "shared stages"} & set(shared)
     for stage in shared:
         first, *others = (
             (place / "stages" / stage / "model.safetensors").read_bytes()
-            for place in (folder / "shared", row_folder(folder, "linear", 0), row_folder(folder, "ldpv2", 0))
+            for place in (folder / "shared" / run.name, row_folder(folder, "linear", 0), row_folder(folder, "ldpv2", 0))
         )
         assert all(other == first for other in others)
 
@@ -154,7 +156,9 @@ def row(accuracy=0.8, shuffled=0.2, seed=0, loss=1.0, **changed):
     def sure(value):
         return Estimate(value, value - 0.02, value + 0.02, 1600)
 
-    fields = {"candidate": "linear", "steps": 9, "questions_per_type": 100, "tokens": 64, "parameters": 25_000}
+    fields = {"candidate": "linear", "family": "", "steps": 9, "questions_per_type": 100, "tokens": 64, "parameters": 25_000}
+    fields |= {"trained": {"align": 0.025, "instruct": 0.5}, "text_only": sure(0.1), "most_frequent": None}
+    fields["by_type"] = {"count": {"model": sure(accuracy), "blind": sure(shuffled), "text_only": sure(0.1)}}
     fields |= {"forward_flops": 10**8, "training_flops": 3 * 10**8, "training_seconds": 60.0, "peak_memory_bytes": 2**30}
     estimates = {"accuracy": sure(accuracy), "shuffled": sure(shuffled), "gain": sure(accuracy - shuffled)}
     return Row(**fields | estimates | {"seed": seed, "loss": loss, "text_only_loss": 2.0} | changed)
@@ -166,8 +170,9 @@ def test_a_row_counts_only_once_it_has_learned_to_look():
     plateau, fell = row(0.3, 0.25, loss=1.98), row(0.3, 0.25, loss=1.2)
     assert "loss 1.980 is still at its plateau (2.000 without pictures)" in plateau.reason
     assert "loss 1.200 has left its plateau" in fell.reason and "+5.0 points" in fell.reason
-    table = Comparison("projectors", 9, 100, [plateau])
-    assert "| linear | not learned | - |" in table.markdown()
+    table = Comparison("projectors", "9 steps", 100, [plateau])
+    assert "| linear |  | not learned | - |" in table.markdown()
+    assert "| 2.5 50 |" in table.markdown(), "the share of parameters that each stage trains"
     assert table.notes["Not learned"] == [f"linear, seed 0: {plateau.reason}"]
 
 
@@ -180,24 +185,32 @@ def test_the_median_seed_stands_for_a_candidate_and_every_seed_is_listed():
 
 def test_candidates_that_learned_stand_first_the_most_accurate_on_top():
     rows = [row(0.3, candidate="a"), row(0.6, candidate="b"), row(0.9, candidate="c")]
-    assert [f.row.candidate for f in Comparison("projectors", 9, 100, rows).findings] == ["c", "b", "a"]
+    assert [f.row.candidate for f in Comparison("projectors", "9 steps", 100, rows).findings] == ["c", "b", "a"]
 
 
-@pytest.mark.parametrize("room", ROOMS)
+def test_every_type_has_its_interval_beside_the_baselines_that_all_rows_share():
+    lines = Comparison("projectors", "9 steps", 100, [row(0.3, 0.25)]).markdown().splitlines()
+    assert "| linear | 30.0 (28.0-32.0) |" in lines, "also of a row that has not learned to look"
+    assert "| text-only model | 10.0 (8.0-12.0) |" in lines and "| most frequent answer |  |" in lines
+
+
+@pytest.mark.parametrize("room", PLACES)
 def test_every_part_of_a_room_takes_part_or_says_why_not(room):
-    chosen, left_out = candidates(room, desk.desk())
+    chosen, left_out = parts_of_room(room, desk.desk())
     assert sorted([*(c.name for c in chosen), *left_out]) == sorted(parts(room))
     assert all(left_out.values())
     assert set(QUICK[room]) <= {c.name for c in chosen}
-    everything = plan(room=room, only=None, num_seeds=None)
+    everything = plan(room=room, only=None, seeds=None)
     names = {stage.name for stage in everything.recipe.stages}
-    for candidate in chosen:
+    for candidate in everything.candidates:
         own = everything.own_stages(candidate)
-        assert {s.name for s in own} | {s.name for s in everything.shared.stages} == names
+        assert {s.name for s in own} | {s.name for s in everything.shared_stages} == names
         stream = own[-1].system.streams["image"]
         assert isinstance(stream.projector, Positioned.Config) and stream.projector.capacity == stream.num_tokens
     if room == "projectors":
-        assert {c.name: len(c.seeds) for c in chosen} == {c.name: 3 if c.name in SEVERAL_SEEDS else 1 for c in chosen}
+        assert {c.name: len(c.seeds) for c in everything.candidates} == {
+            c.name: 3 if c.name in SEVERAL_SEEDS else 1 for c in chosen
+        }
 
 
 def test_the_recipes_own_words_have_room_beside_more_tokens():

@@ -1,135 +1,44 @@
-"""`weft compare`: parts of one kind on the desk, each trained from the same towers on the same data with the same steps."""
+"""`weft compare`: parts of one kind, or whole systems, each trained from the same towers on the desk and asked the same."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from weft.core import config
-from weft.core.errors import ConfigError, RunError
+from weft.core.errors import RunError
+from weft.core.interfaces import System
 from weft.data.tokenizers import Tokenizer
+from weft.evaluation.benchmark import Benchmark
 from weft.evaluation.benchmarks.desk import DeskBenchmark
-from weft.evaluation.evaluation import BLIND
+from weft.evaluation.evaluation import BLIND, MODEL, MOST_FREQUENT, TEXT_ONLY, Evaluation
 from weft.evaluation.runner import EvaluationSettings, evaluate
-from weft.recipes.comparison_candidates import ROOMS, STREAM, Candidate, candidates, placed
+from weft.inference.model import Model
+from weft.recipes.comparison_plan import STREAM, Candidate, Plan
 from weft.recipes.comparison_progress import ComparisonProgress
 from weft.recipes.comparison_row import Measures, Row, load_row
 from weft.recipes.comparison_table import Comparison, write_comparison
-from weft.recipes.desk import BASELINE, desk, tokenizer
 from weft.recipes.loading import load_model
 from weft.systems.accounting import SampleShape, num_parameters, on_meta
-from weft.systems.dual_encoder import DualEncoder
-from weft.systems.multimodal_lm import MultimodalLM
 from weft.training.atomic import atomic_folder
+from weft.training.freezing import freeze
 from weft.training.interrupts import TrainingInterrupted
 from weft.training.logging import read_metrics
 from weft.training.memory import stage_cost
 from weft.training.progress import TrainingCallback
 from weft.training.run_folder import RECIPE, RUN
 from weft.training.stage import Recipe, Stage
-from weft.training.trainer import Trainer, continues
+from weft.training.trainer import Trainer
 
-STEPS = 2400
-QUICK_STEPS = 1500
-QUESTIONS_PER_TYPE = 100
-QUICK_QUESTIONS_PER_TYPE = 50
 TEXT_TOKENS = 64
 """The words of the sample that operations are counted on."""
 SHARED, ROWS = "shared", "rows"
 _SHARED_SEED = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a comparison trains: the stages that no candidate changes once, the others for every row.
-
-    `steps` are the last stage's; earlier stages keep the recipe's number, at most as many.
-
-    Raises: ConfigError for fewer than one step or seed, and what `candidates` raises.
-    """
-
-    room: str
-    steps: int = STEPS
-    num_seeds: int | None = None
-    only: Sequence[str] | None = None
-    questions_per_type: int = QUESTIONS_PER_TYPE
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or (self.num_seeds is not None and self.num_seeds < 1):
-            raise ConfigError(f"a comparison takes 1 step and 1 seed or more, got {self.steps} and {self.num_seeds}")
-        candidates(self.room, desk(), self.only, self.num_seeds)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The desk's recipe with the steps of this comparison."""
-        recipe = desk()
-        last = len(recipe.stages) - 1
-        return replace(recipe, stages=tuple(self._shortened(s, index == last) for index, s in enumerate(recipe.stages)))
-
-    def _shortened(self, stage: Stage, last: bool) -> Stage:
-        assert stage.steps is not None  # the desk plans its stages in steps
-        return replace(stage, steps=self.steps if last else min(stage.steps, self.steps))
-
-    @property
-    def candidates(self) -> tuple[Candidate, ...]:
-        return candidates(self.room, self.recipe, self.only, self.num_seeds)[0]
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """The parts of the room that cannot be compared, and why."""
-        return candidates(self.room, self.recipe)[1]
-
-    @property
-    def rows(self) -> tuple[tuple[Candidate, int], ...]:
-        """Candidate and seed of every row: the first seed of every candidate, then the second ones."""
-        pairs = [(candidate, seed) for candidate in self.candidates for seed in candidate.seeds]
-        return tuple(sorted(pairs, key=lambda pair: pair[1]))
-
-    def recipe_of(self, candidate: Candidate) -> Recipe:
-        """All stages with the candidate in its place."""
-        return replace(self.recipe, stages=tuple(placed(stage, candidate.config) for stage in self.recipe.stages))
-
-    @property
-    def shared(self) -> Recipe:
-        """The stages that no candidate changes, neither itself nor through what they start from."""
-        changed: set[str] = set()
-        for index, stage in enumerate(self.recipe.stages):
-            before = continues(self.recipe, index) and self.recipe.stages[index - 1].name in changed
-            if before or self.room in _rooms_in(stage) or changed.intersection(stage.takes):
-                changed.add(stage.name)
-        return replace(self.recipe, stages=tuple(s for s in self.recipe.stages if s.name not in changed))
-
-    def own_stages(self, candidate: Candidate) -> tuple[Stage, ...]:
-        """The stages that a row trains."""
-        shared = {stage.name for stage in self.shared.stages}
-        return tuple(stage for stage in self.recipe_of(candidate).stages if stage.name not in shared)
-
-    @property
-    def steps_a_row(self) -> int:
-        """Of all stages that a row trains."""
-        return sum(stage.steps or 0 for stage in self.own_stages(self.candidates[0]))
-
-    @property
-    def pieces(self) -> tuple[tuple[Stage, ...], ...]:
-        """What is trained in turn: the shared stages, then those of every row."""
-        return (self.shared.stages, *(self.own_stages(candidate) for candidate, _ in self.rows))
-
-    @property
-    def num_questions(self) -> int:
-        return self.questions_per_type * len(DeskBenchmark.Config().types)
-
-
-def _rooms_in(stage: Stage) -> tuple[str, ...]:
-    """The rooms whose candidates have a place in a stage."""
-    if isinstance(stage.system, DualEncoder.Config):
-        return ("encoders",)
-    return ROOMS if isinstance(stage.system, MultimodalLM.Config) and STREAM in stage.system.streams else ()
+_EVALUATION = "evaluation"
 
 
 def compare(
@@ -165,40 +74,45 @@ class _Runner:
     device: torch.device
     checkpoint_seconds: float
 
+    _places: dict[str, Path] = field(default_factory=dict)  # shared stage -> the run that trained it
+
     def run(self) -> Comparison:
-        words = tokenizer()
-        self.progress.begin("shared stages", self.plan.shared.stages)
-        shared = self.folder / SHARED
-        self._train(self.plan.shared, shared, _SHARED_SEED, words)
+        self.progress.begin("shared stages", self.plan.shared_stages)
+        for run in self.plan.shared:
+            self._share_and_train(run, self.folder / SHARED / run.name, _SHARED_SEED, self.plan.tokenizer())
+            for stage in run.stages:
+                self._places.setdefault(stage.name, self.folder / SHARED / run.name)
         self.progress.end()
         done: list[Row] = []
         for candidate, seed in self.plan.rows:
             self.progress.begin(f"{candidate.name}, seed {seed}", self.plan.own_stages(candidate))
-            done.append(self._row(candidate, seed, words))
+            done.append(self._row(candidate, seed))
             self.progress.end(done[-1])
-            comparison = Comparison(self.plan.room, self.plan.steps, self.plan.questions_per_type, done, self.plan.left_out)
+            plan = self.plan
+            comparison = Comparison(plan.room, plan.budget, plan.questions_per_type, done, plan.left_out)
             write_comparison(comparison, self.folder)
         return comparison
 
-    def _row(self, candidate: Candidate, seed: int, words: Tokenizer) -> Row:
-        recipe, place = self.plan.recipe_of(candidate), row_folder(self.folder, candidate.name, seed)
+    def _row(self, candidate: Candidate, seed: int) -> Row:
+        place = row_folder(self.folder, candidate.name, seed)
         finished = load_row(place)
-        if finished is not None and (place / RECIPE).read_text(encoding="utf-8") == config.dumps(recipe):
+        if finished is not None and (place / RECIPE).read_text(encoding="utf-8") == config.dumps(candidate.recipe):
             if finished.questions_per_type != self.plan.questions_per_type:
                 raise RunError(
                     f"{place} was measured with {finished.questions_per_type} questions a type, not "
                     f"{self.plan.questions_per_type}; ask as many, or give another folder with --output"
                 )
             return finished
-        for stage in self.plan.shared.stages:
-            _share(self.folder / SHARED / "stages" / stage.name, place / "stages" / stage.name)
         measures = Measures(place, self.device)
-        self._train(recipe, place, seed, words, measures)
+        self._share_and_train(candidate.recipe, place, seed, self.plan.tokenizer(candidate), measures)
         row = self._measured(candidate, seed, place, measures)
         row.save(place)
         return row
 
-    def _train(self, recipe: Recipe, place: Path, seed: int, words: Tokenizer, *callbacks: TrainingCallback) -> None:
+    def _share_and_train(self, recipe: Recipe, place: Path, seed: int, words: Tokenizer, *callbacks: TrainingCallback) -> None:
+        for stage in recipe.stages:
+            if stage.name in self._places:
+                _share(self._places[stage.name] / "stages" / stage.name, place / "stages" / stage.name)
         trainer = Trainer(
             recipe,
             place,
@@ -211,36 +125,71 @@ class _Runner:
         trainer.fit(resume=(place / RUN).exists())
 
     def _measured(self, candidate: Candidate, seed: int, place: Path, measures: Measures) -> Row:
-        last = self.plan.recipe_of(candidate).stages[-1]
-        system = cast(MultimodalLM.Config, last.system)
-        benchmark = DeskBenchmark.Config(num_per_type=self.plan.questions_per_type).build()
-        settings = EvaluationSettings(folder=place / "evaluation", batch_size=64)
+        plan, last = self.plan, candidate.recipe.stages[-1]
+        benchmark = DeskBenchmark.Config(num_per_type=plan.questions_per_type, types=plan.types).build()
         model = load_model(place / "model", self.device)
-        evaluation = evaluate(model, benchmark, settings, progress=self.progress.asked)
-        accuracy, shuffled, gain = evaluation.mean(), evaluation.mean(BLIND), evaluation.gain(BLIND)
-        assert accuracy is not None and shuffled is not None and gain is not None  # both runs cover every question
-        stream = system.streams[STREAM]
-        built = cast(MultimodalLM, on_meta(system))
-        sample = SampleShape(TEXT_TOKENS, {STREAM: (1, *stream.encoder.unit_shape)})
+        sample, tokens = _sample(model, benchmark)
+        built = on_meta(last.system)
         cost = stage_cost(last, built, sample).sample
-        part = built.stream(STREAM)
+        found = self._evaluated(model, benchmark, place / _EVALUATION)
+        accuracy, shuffled, gain = found.mean(), found.mean(BLIND), found.gain(BLIND)
+        assert accuracy is not None and shuffled is not None and gain is not None  # both runs cover every question
         return Row(
             candidate=candidate.name,
+            family=candidate.family,
             seed=seed,
-            steps=self.plan.steps,
-            questions_per_type=self.plan.questions_per_type,
-            tokens=system.num_positions(STREAM),
-            parameters=num_parameters(part.encoder if self.plan.room == "encoders" else part.projector),
+            steps=plan.steps_of(candidate),
+            questions_per_type=plan.questions_per_type,
+            tokens=tokens,
+            parameters=num_parameters(built.get_submodule(candidate.counted)),
+            trained={stage.name: _trained_share(stage) for stage in plan.own_stages(candidate)},
             forward_flops=cost.forward_flops,
             training_flops=cost.forward_flops + cost.backward_flops,
             training_seconds=measures.training_seconds,
             peak_memory_bytes=measures.peak_memory_bytes,
             loss=_validation_loss(place, last.name),
-            text_only_loss=_validation_loss(self.folder / SHARED, BASELINE),
+            text_only_loss=_validation_loss(self._places[plan.text_only], plan.text_only),
             accuracy=accuracy,
             shuffled=shuffled,
             gain=gain,
+            text_only=found.mean(TEXT_ONLY),
+            most_frequent=found.mean(MOST_FREQUENT) if MOST_FREQUENT in found.runs else None,
+            by_type={
+                type: {run: score for run in _TOLD if run in found.runs and (score := found.by_type(type, run)) is not None}
+                for type in found.types
+            },
         )
+
+    def _evaluated(self, model: Model, benchmark: Benchmark, place: Path) -> Evaluation:
+        """The answers of a row beside the baselines; the text-only model is asked once for all rows."""
+        asked, ours = self.folder / SHARED / f"{TEXT_ONLY}.jsonl", place / f"{TEXT_ONLY}.jsonl"
+        if asked.exists() and not ours.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(asked, ours)
+        blind = load_model(self._places[self.plan.text_only] / "stages" / self.plan.text_only, self.device)
+        settings = EvaluationSettings(folder=place, batch_size=64)
+        found = evaluate(model, benchmark, settings, text_only=blind, progress=self.progress.asked)
+        if not asked.exists():
+            shutil.copy2(ours, asked)
+        return found
+
+
+_TOLD = (MODEL, BLIND, TEXT_ONLY, MOST_FREQUENT)
+
+
+def _sample(model: Model, benchmark: Benchmark) -> tuple[SampleShape, int]:
+    """A picture of the benchmark beside `TEXT_TOKENS` words, and the tokens that it becomes, wherever they stand."""
+    system, medium = model.system.config, next(benchmark.items()[0].conversation.media())
+    opened = model.processor.config.transforms[STREAM].open(medium.source, system.layout(STREAM))
+    units = (len(opened.units), *system.streams[STREAM].encoder.unit_shape)
+    sample = SampleShape(TEXT_TOKENS, {STREAM: units}, {STREAM: opened.layout})
+    return sample, system.streams[STREAM].projector.num_tokens(opened.layout)
+
+
+def _trained_share(stage: Stage) -> float:
+    """Of a stage's parameters, those that it trains."""
+    built: System = on_meta(stage.system)
+    return num_parameters(freeze(built, stage.train, f"stage {stage.name!r}").values()) / num_parameters(built)
 
 
 def _validation_loss(run: Path, stage: str) -> float:
@@ -249,12 +198,16 @@ def _validation_loss(run: Path, stage: str) -> float:
 
 
 def _share(source: Path, target: Path) -> None:
-    """Put a finished stage into a row's folder, where the trainer finds it and goes on behind it."""
+    """Put a finished stage into another run's folder, where the trainer finds it and goes on behind it."""
     if target.exists():
         return
     with atomic_folder(target) as partial:
-        for file in sorted(source.iterdir()):
+        for file in sorted(source.rglob("*")):
+            there = partial / file.relative_to(source)
+            if file.is_dir():
+                there.mkdir()
+                continue
             try:
-                os.link(file, partial / file.name)
+                os.link(file, there)
             except OSError:
-                shutil.copy2(file, partial / file.name)
+                shutil.copy2(file, there)

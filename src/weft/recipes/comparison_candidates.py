@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +18,15 @@ from weft.systems.multimodal_lm import MultimodalLM
 from weft.training.stage import Recipe, Stage
 
 STREAM = "image"
-ROOMS = ("projectors", "encoders")
+PLACES = {"projectors": "projector", "encoders": "encoder"}
+"""The rooms whose parts are compared, and their place in a stream."""
 NUM_SEEDS = 3
 SEVERAL_SEEDS = ("linear", "mlp", "q_former", "perceiver", "c_abstractor", "ldpv2")
 """What most published systems use: their rows are worth `NUM_SEEDS` seeds, the rest one."""
 QUICK = {"projectors": ("mlp", "pixel_shuffle", "ldpv2", "perceiver"), "encoders": ("siglip_vision", "clip_vision")}
 
 # The desk's tower gives an 8x8 grid of width 128 and its language model is 128 wide, with two heads of 64.
-_DESK_SIZES: dict[str, dict[str, dict[str, Any]]] = {
+DESK_SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "projectors": {
         "linear": {},
         "mlp": {},
@@ -110,23 +111,21 @@ _LEFT_OUT = {
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A part that takes part, at the desk's size, with the seeds of its rows."""
+class Part:
+    """A part that takes part, at the desk's size, with the seeds that its row is worth."""
 
     name: str
     config: InputProjector.Config | ModalityEncoder.Config
     seeds: tuple[int, ...]
 
 
-def candidates(
-    room: str, recipe: Recipe, only: Sequence[str] | None = None, num_seeds: int | None = None
-) -> tuple[tuple[Candidate, ...], dict[str, str]]:
-    """The candidates of a room, and the parts that stay out with their reasons.
+def parts_of_room(room: str, recipe: Recipe, only: Sequence[str] | None = None) -> tuple[tuple[Part, ...], dict[str, str]]:
+    """The parts of a room that are compared, and those that stay out with their reasons.
 
     Raises: ConfigError for a room or a name in `only` that is unknown, and for a part that cannot be compared.
     """
-    if room not in ROOMS:
-        raise unknown_name("room to compare", room, ROOMS)
+    if room not in PLACES:
+        raise unknown_name("room to compare", room, PLACES)
     found: dict[str, InputProjector.Config | ModalityEncoder.Config] = {}
     left_out: dict[str, str] = {}
     for name in parts(room):
@@ -135,17 +134,24 @@ def candidates(
             left_out[name] = sized
         else:
             found[name] = sized
+    names = chosen(room.rstrip("s"), found, left_out, only)
+    return tuple(Part(name, found[name], seeds_of(name, SEVERAL_SEEDS)) for name in names), left_out
+
+
+def chosen(kind: str, found: Iterable[str], left_out: Mapping[str, str], only: Sequence[str] | None) -> tuple[str, ...]:
+    """The names in `only`, each once, or all that were found. Raises: ConfigError for one that is left out or unknown."""
+    names = tuple(found)
     for name in only or ():
         if name in left_out:
-            raise WeftError(f"{name} cannot be compared on the desk: {left_out[name]}; choose among {', '.join(found)}")
-        if name not in found:
-            raise unknown_name(room.rstrip("s"), name, found)
-    chosen = list(dict.fromkeys(only)) if only else list(found)
+            raise WeftError(f"{name} cannot be compared on the desk: {left_out[name]}; choose among {', '.join(names)}")
+        if name not in names:
+            raise unknown_name(kind, name, names)
+    return tuple(dict.fromkeys(only)) if only else names
 
-    def seeds(name: str) -> tuple[int, ...]:
-        return tuple(range(num_seeds or (NUM_SEEDS if name in SEVERAL_SEEDS else 1)))
 
-    return tuple(Candidate(name, found[name], seeds(name)) for name in chosen), left_out
+def seeds_of(name: str, several: Sequence[str]) -> tuple[int, ...]:
+    """The seeds that a row is worth."""
+    return tuple(range(NUM_SEEDS if name in several else 1))
 
 
 def placed(stage: Stage, config: InputProjector.Config | ModalityEncoder.Config) -> Stage:
@@ -182,8 +188,8 @@ def _desk_sized(room: str, name: str, recipe: Recipe) -> InputProjector.Config |
     cls: Any = parts(room)[name]
     if name in _LEFT_OUT[room]:
         return _LEFT_OUT[room][name]
-    if name in _DESK_SIZES[room]:
-        return cls.Config(**_DESK_SIZES[room][name])  # type: ignore[no-any-return]
+    if name in DESK_SIZES[room]:
+        return cls.Config(**DESK_SIZES[room][name])  # type: ignore[no-any-return]
     stream = seeing(recipe).streams[STREAM]
     if room == "encoders":
         if not issubclass(cls, ModalityEncoder):

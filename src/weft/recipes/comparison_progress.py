@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from weft.evaluation.evaluation import BLIND, MODEL
 from weft.recipes.comparison_row import Row
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalSystem
 from weft.training.progress import clock
 
 if TYPE_CHECKING:
@@ -31,10 +32,17 @@ def expected_seconds(stage: Stage) -> float:
     """What a stage of the desk takes before anything is measured; a step grows with the tokens of a picture."""
     assert stage.steps is not None
     system = stage.system
-    if not isinstance(system, MultimodalLM.Config):
+    if not isinstance(system, MultimodalSystem.Config):
         return stage.steps * _CONTRASTIVE_STEP
-    tokens = sum(system.num_positions(stream) for stream in system.streams)
+    tokens = sum(_tokens_of_a_picture(stage, stream) for stream in system.streams)
     return stage.steps * (_SEEING_STEP + _TOKEN * tokens if tokens else _TEXT_STEP)
+
+
+def _tokens_of_a_picture(stage: Stage, name: str) -> int:
+    system = stage.system
+    assert isinstance(system, MultimodalSystem.Config)
+    transform, stream = stage.processor.transforms[name], system.streams[name]
+    return stream.projector.num_tokens(transform.usual_layout(stream.encoder.layout()))
 
 
 def expected_evaluation_seconds(num_questions: int) -> float:
@@ -117,7 +125,8 @@ class ComparisonProgress:
         """The evaluation's progress: `done` of the `total` answers of a run."""
         new = done - self._asked.get(run, 0)
         self._asked[run] = done
-        self._move(self.evaluation / 2 * new / total)
+        if run in (MODEL, BLIND):  # the text-only model is asked once for all rows
+            self._move(self.evaluation / 2 * new / total)
         self._tell(f"questions ({run})", done, total, "")
 
     def _seconds_a_step(self, name: str) -> float:

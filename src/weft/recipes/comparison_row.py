@@ -7,6 +7,7 @@ import gc
 import json
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,17 +33,21 @@ _PLATEAU = 0.95  # of the loss without pictures: above it a model has learned th
 class Row:
     """What one row measured.
 
+    `steps` are those of all stages that the row trained; `trained` is the share of parameters that each of them trained;
+    `tokens` those of a picture, wherever they stand. `by_type` has the scores of model and baselines by question type.
     Units: operations of one sample at `TEXT_TOKENS` words; seconds of training (None: a killed run lost some of it); bytes of
     the process at its peak (None: the system does not tell); losses on held-out samples, `text_only_loss` that of the language
     model before it saw a picture; accuracies are means over question types with 95% intervals over questions.
     """
 
     candidate: str
+    family: str
     seed: int
     steps: int
     questions_per_type: int
     tokens: int
     parameters: int
+    trained: Mapping[str, float]
     forward_flops: int
     training_flops: int
     training_seconds: float | None
@@ -52,6 +57,9 @@ class Row:
     accuracy: Estimate
     shuffled: Estimate
     gain: Estimate
+    text_only: Estimate | None
+    most_frequent: Estimate | None
+    by_type: Mapping[str, Mapping[str, Estimate]]
 
     @property
     def learned(self) -> bool:
@@ -80,8 +88,11 @@ def load_row(folder: Path) -> Row | None:
         return None
     try:
         saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("accuracy", "shuffled", "gain"):
-            saved[name] = Estimate(**saved[name])
+        for name in ("accuracy", "shuffled", "gain", "text_only", "most_frequent"):
+            saved[name] = None if saved[name] is None else Estimate(**saved[name])
+        saved["by_type"] = {
+            type: {run: Estimate(**score) for run, score in runs.items()} for type, runs in saved["by_type"].items()
+        }
         if set(saved) != {field.name for field in fields(Row)}:
             raise ValueError("other fields than this version writes")
         return Row(**saved)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weft.evaluation.evaluation import MODEL, MOST_FREQUENT, RUN_TITLES, TEXT_ONLY
 from weft.evaluation.report.words import count
 from weft.evaluation.statistics import Estimate
 from weft.recipes.comparison_row import Row
@@ -49,10 +50,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a comparison so far, and the parts that stay out, each with its reason."""
+    """The rows of a comparison so far, and those that stay out, each with its reason; `budget` says how long a row trains."""
 
     room: str
-    steps: int
+    budget: str
     questions_per_type: int
     rows: Sequence[Row]
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Comparison:
         """Everything as plain values; the rows are those of their `row.json`."""
         return {
             "room": self.room,
-            "steps": self.steps,
+            "budget": self.budget,
             "questions_per_type": self.questions_per_type,
             "candidates": [
                 {
@@ -96,24 +97,42 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table with its notes."""
-        head = [title for title, _ in _COLUMNS]
         lines = [
             f"# {self.room.capitalize()} compared on the desk",
             "",
             self.caption,
             "",
-            f"| {' | '.join(head)} |",
-            f"|---{'|---:' * (len(head) - 1)}|",
-            *(f"| {' | '.join(cell(finding) for _, cell in _COLUMNS)} |" for finding in self.findings),
+            *_markdown([title for title, _ in _COLUMNS], [[cell(f) for _, cell in _COLUMNS] for f in self.findings]),
+            "",
+            "`trained` is the share of the parameters that each stage of a row trains, in percent.",
+            "",
+            "## By question type",
+            "",
+            *_markdown([_CANDIDATE, *self.types], self._by_type()),
         ]
         for title, notes in self.notes.items():
             lines += ["", f"## {title}", "", *(f"- {note}" for note in notes)]
         return "\n".join(lines) + "\n"
 
     @property
+    def types(self) -> tuple[str, ...]:
+        """The question types that were asked."""
+        return tuple(self.findings[0].row.by_type)
+
+    def _by_type(self) -> list[list[str]]:
+        """A line a candidate, learned or not, then one for each baseline that has no pictures, which all rows share."""
+        first = self.findings[0].row
+        lines = [(f.row.candidate, MODEL, f.row) for f in self.findings]
+        lines += [(RUN_TITLES[run], run, first) for run in (TEXT_ONLY, MOST_FREQUENT)]
+        return [
+            [name, *("" if (score := scores.get(run)) is None else _share(score) for scores in row.by_type.values())]
+            for name, run, row in lines
+        ]
+
+    @property
     def caption(self) -> str:
-        steps, questions = f"{self.steps:,} steps", f"{self.questions_per_type} questions of each type"
-        return f"Share right in percent with its 95% interval over questions; {steps} in the last stage, {questions}."
+        asked = f"{self.questions_per_type} questions of each type"
+        return f"Share right in percent with its 95% interval over questions; {self.budget}, {asked}."
 
     @property
     def notes(self) -> dict[str, list[str]]:
@@ -158,10 +177,23 @@ def _points(estimate: Estimate) -> str:
 
 def _accuracy(finding: Finding) -> str:
     """The median seed's figure, which stands in the notes where it does not count."""
-    if not finding.learned:
-        return "not learned"
-    accuracy = finding.row.accuracy
-    return f"{_points(accuracy)} ({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
+    return _share(finding.row.accuracy) if finding.learned else "not learned"
+
+
+def _share(score: Estimate) -> str:
+    return f"{_points(score)} ({100 * score.low:.1f}-{100 * score.high:.1f})"
+
+
+def _trained(finding: Finding) -> str:
+    return " ".join(f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.1f}" for share in finding.row.trained.values())
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|---{'|---:' * (len(head) - 1)}|",
+        *(f"| {' | '.join(cells)} |" for cells in lines),
+    ]
 
 
 def _time(finding: Finding) -> str:
@@ -177,13 +209,15 @@ def _memory(finding: Finding) -> str:
 _CANDIDATE = "candidate"
 _COLUMNS = (
     (_CANDIDATE, lambda f: f.row.candidate),
+    ("family", lambda f: f.row.family),
     ("right (95%)", _accuracy),
     ("seeds", lambda f: f.seeds),
     ("shuffled", lambda f: _points(f.row.shuffled)),
     ("tokens", lambda f: f"{f.row.tokens}"),
+    ("trained", _trained),
     ("parameters", lambda f: count(f.row.parameters)),
     ("GFLOP", lambda f: f"{f.row.training_flops / 1e9:.2f}"),
     ("time", _time),
     ("GiB", _memory),
 )
-_NARROW = tuple(column for column in _COLUMNS if column[0] != "seeds")
+_NARROW = tuple(column for column in _COLUMNS if column[0] not in ("family", "seeds", "trained"))
