@@ -18,6 +18,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+TRAINED_ONLY = ("checkpoint.safetensors", "checkpoint.pt", "mm_projector.safetensors", "mm_projector.bin")
+"""What OpenFlamingo and LLaVA's first stage call the file of what they trained of a larger model."""
 SHARD_BYTES = 5 * 1000**3
 
 
@@ -106,7 +108,8 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int 
 
 def _weights_in(path: Path) -> Path:
     if path.is_dir():
-        found = [path / name for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX) if (path / name).is_file()]
+        names = (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, *TRAINED_ONLY)
+        found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise CheckpointError(f"{path} holds no weights; expected {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}")
         return found[0]
@@ -150,7 +153,7 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is cut short or no torch file ({type(error).__name__}); copy or download it again"
         ) from None
-    for wrapper in ("state_dict", "model"):  # what training scripts and LAVIS put around the table
+    for wrapper in ("state_dict", "model_state_dict", "model"):  # what training scripts and LAVIS put around the table
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):

@@ -99,12 +99,21 @@ class PublishedEncoder(NamedTuple):
 
         Raises: CheckpointError naming every missing, unknown and misshapen key.
         """
-        files = WeightFiles(self.folder)
-        prefix = next((p for p in _TOWERS if any(key.startswith(p) for key in files)), "")
-        tower = _Under(files, prefix)
+        files, tower, prefix = self.tensors()
         dropped = self.layout.key_map(encoder.config).load(encoder, tower, str(files.path), dtype=dtype, device=device)
         others = {key: _OF_THE_WHOLE for key in files if not key.startswith(prefix)}
         return {prefix + key: reason for key, reason in dropped.items()} | others
+
+    def tensors(self) -> tuple[WeightFiles, Mapping[str, Tensor], str]:
+        """The folder's weight files, the encoder's tensors of them, and the prefix that those have there."""
+        files = WeightFiles(self.folder)
+        prefix = next((p for p in _TOWERS if any(key.startswith(p) for key in files)), "")
+        return files, _Under(files, prefix), prefix
+
+
+def tower_config(folder: Path) -> Mapping[str, Any]:
+    """What a folder's `config.json` says of its image tower, with its `model_type`."""
+    return _tower(read_json(folder / "config.json"))
 
 
 def _tower(saved: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.rules import rename
 from weft.checkpoints.skeleton import skeleton
-from weft.checkpoints.weight_files import WeightFiles
+from weft.checkpoints.weight_files import TRAINED_ONLY, WeightFiles
 from weft.core import config
 from weft.core.errors import CheckpointError, ConfigError
 from weft.core.interfaces import System
@@ -28,8 +30,19 @@ AS_NAMED = KeyMap([rename("*", "*")])
 """The map of Weft's own files: every tensor under its parameter's name."""
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.jinja"]
-_HUB_TORCH_FILES = ["pytorch_model*.bin"]
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.tiktoken", "*.jinja"]
+_HUB_TORCH_FILES = ["pytorch_model*.bin", *(name for name in TRAINED_ONLY if not name.endswith(".safetensors"))]
+Parts = Mapping[str, str | Path]
+
+
+class FolderContents(NamedTuple):
+    """What a folder describes, and the tensors that fill it, by their names there."""
+
+    system: System.Config
+    key_map: KeyMap
+    processor: Processor
+    tensors: Mapping[str, Tensor]
+    where: str
 
 
 class LoadedSystem(NamedTuple):
@@ -45,9 +58,10 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    parts: Parts | None = None,
 ) -> Model:
     """A model that answers: see `load_system`. Raises: CheckpointError also for a system that has no language model."""
-    loaded = load_system(path_or_hub_name, device, dtype, revision)
+    loaded = load_system(path_or_hub_name, device, dtype, revision, parts)
     if not isinstance(loaded.system, MultimodalSystem):
         kind = type(loaded.system).__name__
         raise CheckpointError(f"{path_or_hub_name} holds a {kind}, which does not answer; load_system opens it")
@@ -73,26 +87,24 @@ def load_system(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    parts: Parts | None = None,
 ) -> LoadedSystem:
-    """Open a Weft model folder, a run folder, a folder in `transformers` layout, or a name on the hub (`owner/name@revision`).
+    """Open a Weft model folder, a run folder, a published folder, or a name on the hub (`owner/name@revision`).
+
+    Published are folders in `transformers` layout and in the original ones of LLaVA, Qwen-VL, CogVLM, Mono-InternVL and
+    OpenFlamingo. Some leave out what they did not train: `parts` gives folders or hub names for `language_model`,
+    `streams.image.encoder` and `tokenizer`.
 
     `dtype` None keeps the file's precision. Parameters are read one by one into their places on `device`. A hub name is pinned
     by `revision` (a commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked.
 
-    Raises: CheckpointError for what is missing, damaged, unsafe or does not fit.
+    Raises: CheckpointError for what is missing, damaged, unsafe or does not fit; ConfigError for a part that must be given.
     """
     folder = find_model_folder(path_or_hub_name, revision)
-    saved = read_json(folder / "config.json")
-    if "model_type" in saved:
-        from weft.recipes.transformers_folder import read_transformers_folder
-
-        system_config, key_map, processor = read_transformers_folder(folder, saved)
-    else:
-        system_config, key_map, processor = _read_weft_folder(folder)
-    files = WeightFiles(folder)
-    system = _built(system_config, folder)
-    key_map.load(system, files, str(files.path), dtype=dtype, device=device)
-    return LoadedSystem(system.to(device).eval(), processor, folder)
+    found = _contents(folder, parts or {})
+    system = _built(found.system, folder)
+    found.key_map.load(system, found.tensors, found.where, dtype=dtype, device=device)
+    return LoadedSystem(system.to(device).eval(), found.processor, folder)
 
 
 def save_model(model: Model, folder: str | Path) -> None:
@@ -134,8 +146,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _contents(folder: Path, parts: Parts) -> FolderContents:
+    if not (folder / "config.json").is_file():
+        from weft.recipes.openflamingo_folder import read_openflamingo_folder
+
+        return read_openflamingo_folder(folder, parts)
+    saved = read_json(folder / "config.json")
+    if "model_type" in saved or "architectures" in saved:
+        from weft.recipes.transformers_folder import read_transformers_folder
+
+        return read_transformers_folder(folder, saved, parts)
+    if parts:
+        raise ConfigError(f"{folder} is a Weft model folder and whole; leave out {', '.join(parts)}")
+    return _read_weft_folder(folder)
+
+
 def _inside(path: Path) -> Path:
-    if (path / "config.json").is_file():
+    if any((path / name).is_file() for name in ("config.json", *TRAINED_ONLY)):
         return path
     if (path / "model" / "config.json").is_file():
         return path / "model"
@@ -157,7 +184,7 @@ def _built(system_config: System.Config, folder: Path) -> System:
         ) from error
 
 
-def _read_weft_folder(folder: Path) -> tuple[System.Config, KeyMap, Processor]:
+def _read_weft_folder(folder: Path) -> FolderContents:
     saved = folder / "config.json"
     system = config.loads(saved.read_text(encoding="utf-8"), str(saved))
     if not isinstance(system, System.Config):
@@ -168,7 +195,8 @@ def _read_weft_folder(folder: Path) -> tuple[System.Config, KeyMap, Processor]:
     processor = config.loads(listed.read_text(encoding="utf-8"), str(listed))
     if not isinstance(processor, Processor.Config):
         raise ConfigError(f"{listed} describes a {type(processor).__qualname__}, not a processor")
-    return system, AS_NAMED, processor.build(Tokenizer.from_file(folder), system)
+    files = WeightFiles(folder)
+    return FolderContents(system, AS_NAMED, processor.build(Tokenizer.from_file(folder), system), files, str(files.path))
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -1,25 +1,29 @@
-"""A folder in `transformers` layout, read: config, tokenizer, image processor, chat template."""
+"""A published folder, read: config, tokenizer, image processor, chat template."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from weft.checkpoints.checkpoint_format import format_of
+from weft.checkpoints.checkpoint_format import CheckpointFormat, format_of
 from weft.checkpoints.key_map import KeyMap
+from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError
-from weft.core.interfaces import EncoderDecoder, System
+from weft.core.interfaces import EncoderDecoder, LanguageModel
 from weft.data.images import ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.tiles import AnyResolution, PictureTiles
 from weft.data.tokenizers import Tokenizer
 from weft.encoders.mllama import Mllama
-from weft.language_models.decoder import Decoder
+from weft.recipes.base_parts import ENCODER, LANGUAGE_MODEL, BaseParts, joined
 from weft.recipes.chat_template import recognise
-from weft.recipes.loading import read_json
+from weft.recipes.encoder_loading import tower_config
+from weft.recipes.loading import FolderContents, Parts, read_json
+from weft.recipes.original_folders import CONVENTIONS
 from weft.recipes.transformers_preprocessing import preprocessing, read_fitted_tiles, read_image_transform
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
@@ -31,48 +35,86 @@ _TEMPLATES = {
     "llama": "vicuna_v1", "mistral": "mistral", "internlm2": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen3": "chatml",
     "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text", "t5": "bare", "mllama": "llama_3_2_base",
     "blip-2": "blip_2_opt", "blip-2 on t5": "blip_2_t5", "instructblip": "instructblip",
+    "idefics": "idefics", "idefics before instruction": "idefics_base",
 }  # fmt: skip
 
 
-def read_transformers_folder(folder: Path, saved: Mapping[str, Any]) -> tuple[System.Config, KeyMap, Processor]:
-    """What a folder's `config.json` (`saved`) and its companions describe; the weights are not touched.
+def read_transformers_folder(folder: Path, saved: Mapping[str, Any], parts: Parts) -> FolderContents:
+    """What a folder's `config.json` (`saved`) and its companions describe; no weight is read yet.
+
+    The layouts of `transformers` state their preprocessing and most their chat template; for those that were published with
+    code of their own `CONVENTIONS` does. A language model without any template has one that writes texts as they are, and a
+    warning says so.
 
     Raises: CheckpointError for an architecture or a preprocessing that Weft does not have.
     """
-    layout = format_of(saved, str(folder / "config.json"))
+    layout, bases = format_of(saved, str(folder / "config.json")), BaseParts(parts)
+    tower, language_model = bases.encoder(), bases.language_model()
+    if tower is not None:
+        saved = {"vision_config": tower_config(tower.folder), **saved}
+    system, key_map = _described(layout, saved, folder)
+    if not isinstance(system, MultimodalSystem.Config | DualEncoder.Config):
+        raise CheckpointError(f"{folder} holds a {layout.name} alone, a part of a system; load it with its key map")
+    if language_model is not None and isinstance(system, MultimodalLM.Config):
+        system = replace(system, language_model=language_model.config)
+    given = {name: part.at(name) for name, part in ((ENCODER, tower), (LANGUAGE_MODEL, language_model)) if part is not None}
+    files = joined(key_map, WeightFiles(folder), given)
+    tokenizer = read_tokenizer(bases.tokenizer_in(folder))
+    rows = system.vocabulary if isinstance(system, MultimodalSystem.Config) else system.text.vocabulary
+    if tokenizer.vocabulary > rows:
+        raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
+    convention = CONVENTIONS.get(layout.name)
+    if convention is not None and isinstance(system, MultimodalSystem.Config):
+        ((stream, each),) = system.streams.items()
+        transforms = {stream: convention.transform(saved, each.encoder.unit_shape[-1])}
+        config = Processor.Config(template=convention.template(folder, saved), transforms=transforms, boxes=convention.boxes)
+    else:
+        template = _template(folder, layout, saved, system, tokenizer)
+        config = Processor.Config(template=template, transforms=_read_transforms(folder, system))
+    return FolderContents(system, files.key_map, config.build(tokenizer, system), files.tensors, files.where)
+
+
+def _described(layout: CheckpointFormat, saved: Mapping[str, Any], folder: Path) -> tuple[Any, KeyMap]:
+    """The system of a config and its table; a language model alone is a system without streams."""
     try:
-        system, key_map = layout.read_config(saved), None
+        system = layout.read_config(saved)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'} lacks a field or misstates it ({type(error).__name__}: {error}); download it again"
         ) from error
-    if isinstance(system, Decoder.Config):  # a language model alone: a system without streams
-        key_map = layout.key_map(system).under(target="language_model.")
-        system = MultimodalLM.Config(language_model=system)
-    elif isinstance(system, EncoderDecoder.Config):
-        key_map = layout.key_map(system).under(target="language_model.")
-        system = MultimodalSeq2Seq.Config(language_model=system)
-    if not isinstance(system, MultimodalSystem.Config | DualEncoder.Config):
-        raise CheckpointError(f"{folder} holds a {layout.name} alone, a part of a system; load it with its key map")
-    tokenizer = _read_tokenizer(folder)
-    rows = system.vocabulary if isinstance(system, MultimodalSystem.Config) else system.text.vocabulary
-    if tokenizer.vocabulary > rows:
-        raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
+    key_map = layout.key_map(system)
+    if isinstance(system, EncoderDecoder.Config):
+        return MultimodalSeq2Seq.Config(language_model=system), key_map.under(target="language_model.")
+    if isinstance(system, LanguageModel.Config):
+        return MultimodalLM.Config(language_model=system), key_map.under(target="language_model.")
+    return system, key_map
+
+
+def _template(folder: Path, layout: CheckpointFormat, saved: Mapping[str, Any], system: Any, tokenizer: Tokenizer) -> str:
+    """The template of a folder in `transformers` layout: what it writes itself, else that of its kind of model."""
     inside = layout.name in ("llava", "llava_next")
     kind = (saved.get("text_config") or {}).get("model_type", "llama") if inside else saved["model_type"]
     if kind == "blip-2" and isinstance(system, MultimodalSeq2Seq.Config):
         kind = "blip-2 on t5"
+    if kind == "idefics" and "<end_of_utterance>" not in tokenizer.special:
+        kind = "idefics before instruction"
     written = _chat_template(folder)
-    usual = "llama_3_2" if kind == "mllama" and written is not None else _TEMPLATES[kind]
-    config = Processor.Config(
-        template=recognise(written) or recognise(written, LLAMA_MARKER) or usual, transforms=_read_transforms(folder, system)
-    )
-    return system, key_map or layout.key_map(system), config.build(tokenizer, system)
+    if found := recognise(written) or recognise(written, LLAMA_MARKER):
+        return found
+    if kind == "mllama" and written is not None:
+        return "llama_3_2"
+    if kind not in _TEMPLATES:
+        warnings.warn(
+            f"{folder} holds a {kind} without a chat template; its texts are written as they are, one behind the other",
+            stacklevel=2,
+        )
+    return _TEMPLATES.get(kind, "continued")
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """A folder's tokenizer with the tokens that its other files add. Raises: CheckpointError where their ids do not fit."""
     tokenizer = Tokenizer.from_file(folder)
     added = folder / "added_tokens.json"
     if not (folder / "tokenizer.json").is_file() and added.is_file():

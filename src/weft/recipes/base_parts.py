@@ -1,0 +1,109 @@
+"""Parts of a published model that its own folder leaves out, read from the folders that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from weft.checkpoints.checkpoint_format import format_of
+from weft.checkpoints.joined_files import JoinedFiles
+from weft.checkpoints.key_map import KeyMap
+from weft.checkpoints.weight_files import WeightFiles
+from weft.core.errors import CheckpointError, ConfigError, unknown_name
+from weft.core.interfaces import LanguageModel
+from weft.recipes.encoder_loading import PublishedEncoder
+from weft.recipes.loading import find_model_folder, read_json
+
+TOKENIZER, LANGUAGE_MODEL, ENCODER = "tokenizer", "language_model", "streams.image.encoder"
+PARTS = (TOKENIZER, LANGUAGE_MODEL, ENCODER)
+
+
+class BasePart(NamedTuple):
+    """A part in a folder of its own: its config, its tensors and the table from their names to the part's."""
+
+    folder: Path
+    config: Any
+    key_map: KeyMap
+    tensors: Mapping[str, Tensor]
+    where: str
+
+    def at(self, name: str) -> BasePart:
+        """The same as the part `name` of a system."""
+        return self._replace(key_map=self.key_map.under(target=f"{name}."))
+
+
+class BaseParts:
+    """The folders that are given for parts, by the part's name."""
+
+    def __init__(self, folders: Mapping[str, str | Path]) -> None:
+        for name in folders:
+            if name not in PARTS:
+                raise unknown_name("part", name, PARTS)
+        self._folders = dict(folders)
+
+    def tokenizer_in(self, folder: Path) -> Path:
+        """Where the tokenizer is: in the folder given for it, in the language model's, else in the model's own."""
+        given = self._folders.get(TOKENIZER) or self._folders.get(LANGUAGE_MODEL)
+        if given is None:
+            return folder
+        return Path(given) if Path(given).is_dir() else find_model_folder(given)
+
+    def language_model(self) -> BasePart | None:
+        """The language model. Raises: CheckpointError where its folder holds none."""
+        if LANGUAGE_MODEL not in self._folders:
+            return None
+        folder = find_model_folder(self._folders[LANGUAGE_MODEL])
+        saved = read_json(folder / "config.json")
+        layout = format_of(saved, str(folder / "config.json"))
+        config = layout.read_config(saved)
+        if not isinstance(config, LanguageModel.Config):
+            raise CheckpointError(f"{folder} holds a {layout.name}, no language model alone")
+        files = WeightFiles(folder)
+        return BasePart(folder, config, layout.key_map(config), files, str(files.path))
+
+    def encoder(self) -> BasePart | None:
+        """The image tower. Raises: CheckpointError where its folder holds none."""
+        if ENCODER not in self._folders:
+            return None
+        published = PublishedEncoder.in_folder(find_model_folder(self._folders[ENCODER]))
+        files, tower, _ = published.tensors()
+        return BasePart(published.folder, published.config, published.layout.key_map(published.config), tower, str(files.path))
+
+
+def needed(part: BasePart | None, name: str, folder: Path) -> BasePart:
+    """A part that a folder cannot do without. Raises: ConfigError that says how to give it."""
+    if part is None:
+        raise ConfigError(
+            f"{folder} does not hold its {name}; give the folder that does: --from {name}=PATH, or parts={{{name!r}: PATH}}"
+        )
+    return part
+
+
+class Joined(NamedTuple):
+    """One table over a model's own files and those of its parts."""
+
+    key_map: KeyMap
+    tensors: Mapping[str, Tensor]
+    where: str
+
+
+def joined(own: KeyMap, files: WeightFiles, parts: Mapping[str, BasePart]) -> Joined:
+    """A model's own files and those of its parts, whose tables lead to the model too.
+
+    A part's keys are named `PART: KEY`, so that one error can list what is wrong with any of the files.
+
+    Raises: ConfigError for a part that the model's own files hold.
+    """
+    if not parts:
+        return Joined(own, files, str(files.path))
+    held = {name for step in own.plan(files).steps for name in step.outputs}
+    for name in parts:
+        if any(each.startswith(f"{name}.") for each in held):
+            raise ConfigError(f"{files.path} holds its {name} itself; leave out --from {name} or parts={{{name!r}: ..}}")
+    maps = [part.key_map.under(source=f"{name}: ") for name, part in parts.items()]
+    tables = {"": files, **{f"{name}: ": part.tensors for name, part in parts.items()}}
+    where = ", ".join([str(files.path), *(f"{name} in {part.where}" for name, part in parts.items())])
+    return Joined(KeyMap.join(own, *maps), JoinedFiles(tables), where)
