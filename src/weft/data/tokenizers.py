@@ -18,7 +18,7 @@ from weft.core.errors import DataError, unknown_name
 _ONE_DIGIT = tokenizers.Regex(r" ?\d")
 _END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
-_INSTRUCTIONS = "qformer_tokenizer"  # the folder of InstructBLIP's second tokenizer, as `transformers` names it
+INSTRUCTIONS = "qformer_tokenizer"  # the folder of InstructBLIP's second tokenizer, as `transformers` names it
 
 
 class EncodedText(NamedTuple):
@@ -61,7 +61,7 @@ class Tokenizer:
         Raises: DataError where there is none or it cannot be read.
         """
         path = Path(path)
-        beside = path / _INSTRUCTIONS
+        beside = path / INSTRUCTIONS
         return cls(_read_backend(path), Tokenizer.from_file(beside) if beside.is_dir() else None)
 
     @classmethod
@@ -112,7 +112,7 @@ class Tokenizer:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(json.loads(self._saved), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         if self.instructions is not None:
-            self.instructions.save(Path(folder) / _INSTRUCTIONS)
+            self.instructions.save(Path(folder) / INSTRUCTIONS)
         return path
 
     def encode(self, text: str) -> list[int]:

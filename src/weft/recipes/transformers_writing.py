@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.checkpoints import clip, llama, llava, llava_next, mllama, siglip
+from weft.checkpoints import blip_2, clip, llama, llava, llava_next, mllama, siglip
 from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
@@ -20,15 +20,16 @@ from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.templates import template
 from weft.data.tiles import AnyResolution, FittedCanvas, PictureTiles
-from weft.data.tokenizers import Tokenizer
+from weft.data.tokenizers import INSTRUCTIONS, Tokenizer
 from weft.encoders.mllama import Mllama
 from weft.encoders.siglip import SiglipVision
 from weft.language_models.decoder import Decoder
+from weft.projectors.qformer import QFormer
 from weft.projectors.tiles import Tiles
 from weft.recipes.chat_template import jinja
 from weft.recipes.transformers_folder import LLAMA_MARKER, MARKER
 from weft.systems.dual_encoder import DualEncoder
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
 
 ROWS_MULTIPLE = 64  # a table that must grow grows to a multiple of it, as the published LLaVA-1.5 did: 32,000 to 32,064
 
@@ -36,14 +37,20 @@ ROWS_MULTIPLE = 64  # a table that must grow grows to a multiple of it, as the p
 def write_transformers_folder(folder: Path, system: System, processor: Processor, shard_bytes: int = SHARD_BYTES) -> None:
     """Fill an existing folder with a model that `transformers` loads.
 
-    A system with a picture stream is written as LLaVA or, with tiles, LLaVA-NeXT, with Llama 3.2's tower as Llama 3.2 Vision,
-    one without streams as Llama, Qwen2 or Qwen3, a dual encoder as CLIP or SigLIP. Where no row of LLaVA's embedding stands for
-    `<image>`, its tables grow by copies of the begin token's row, which no model says and which generation suppresses.
+    A system with a picture stream is written as LLaVA or, with tiles, LLaVA-NeXT, with a Q-Former as BLIP-2 or, where it reads
+    instructions, InstructBLIP, with Llama 3.2's tower as Llama 3.2 Vision, one without streams as Llama, Qwen2 or Qwen3, a dual
+    encoder as CLIP or SigLIP. Where no row of a token table stands for `<image>`, LLaVA's tables grow by copies of the begin
+    token's row, which no model says and which generation suppresses. BLIP-2's files have no place for what is suppressed: its
+    tables grow by the mean of their rows, whose logit, the mean of all, is never the largest.
 
     Raises: CheckpointError for a system that the layouts cannot hold.
     """
     if isinstance(system, DualEncoder):
         tensors = _write_dual_encoder(folder, system, processor)
+    elif isinstance(system, MultimodalSystem) and any(
+        isinstance(stream.projector, QFormer.Config) for stream in system.config.streams.values()
+    ):
+        tensors = _write_blip_2(folder, system, processor)
     elif not isinstance(system, MultimodalLM):
         raise CheckpointError(f"a {type(system).__name__} has no transformers layout; MultimodalLM and DualEncoder have")
     elif any(isinstance(stream.encoder, Mllama.Config) for stream in system.config.streams.values()):
@@ -59,10 +66,8 @@ def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> di
     stream = system.config.streams.get(llava.STREAM)
     tiled = stream is not None and isinstance(stream.projector, Tiles.Config)
     encoder, decoder = llava.expressible_parts(llava_next.without_tiles(system.config) if tiled else system.config)
-    tokenizer = processor.tokenizer
-    tokenizer = tokenizer if MARKER in tokenizer.special else tokenizer.with_special([MARKER])
-    image_token, rows = tokenizer.special[MARKER], decoder.vocabulary
-    needed = rows if image_token < rows else -(-(image_token + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    tokenizer, image_token, needed = _with_marker(processor.tokenizer, decoder.vocabulary)
+    rows = decoder.vocabulary
     grown = replace(system.config, language_model=replace(decoder, vocabulary=needed))
     tensors = (llava_next.LLAVA_NEXT if tiled else llava.LLAVA).from_weft(weights(system))
     tensors = {name: _grown(name, tensor, needed, tokenizer.begin_id or 0) for name, tensor in tensors.items()}
@@ -84,6 +89,30 @@ def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> di
     _write(folder / "processor_config.json", settings)
     named = {"processor_class": name, "extra_special_tokens": {"image_token": MARKER}}
     _write_tokenizer(folder, tokenizer, processor, named)
+    return tensors
+
+
+def _write_blip_2(folder: Path, system: MultimodalSystem, processor: Processor) -> dict[str, Tensor]:
+    """BLIP-2 or InstructBLIP. What ends an answer is said in the language model's config, the only one that it reads."""
+    _, projector, language_model = blip_2.expressible_parts(system.config)
+    if not processor.template.media_before_begin:
+        raise CheckpointError(
+            f"the BLIP-2 layout puts pictures before all text, the template {processor.config.template!r} puts them into it; "
+            "give the processor a template like 'instructblip' or 'blip_2_opt'"
+        )
+    tokenizer, image_token, needed = _with_marker(processor.tokenizer, language_model.vocabulary)
+    grown = replace(system.config, language_model=replace(language_model, vocabulary=needed))
+    tensors = blip_2.key_map(system.config).from_weft(weights(system))
+    tensors = {key: _grown(key, tensor, needed) for key, tensor in tensors.items()}
+    config = blip_2.write_config(grown, image_token)
+    config["text_config"] |= _ids(tokenizer, processor)
+    name = "Blip2Processor" if projector.vocabulary is None else "InstructBlipProcessor"
+    _write_generation(folder, config, tensors, tokenizer, processor)
+    _write_images(folder, processor.config.transforms[blip_2.STREAM], "Blip", name)
+    _write(folder / "processor_config.json", {"processor_class": name, "num_query_tokens": projector.num_queries})
+    _write_tokenizer(folder, tokenizer, processor, {"processor_class": name})
+    if tokenizer.instructions is not None:
+        _write_tokenizer_config(folder / INSTRUCTIONS, tokenizer.instructions, projector.context)
     return tensors
 
 
@@ -141,23 +170,37 @@ def _write_generation(
     marker: str = MARKER,
 ) -> None:
     """`config.json`, `generation_config.json` and the chat template of a model that answers."""
-    ends = sorted(processor.stop_ids)
-    ids: dict[str, Any] = {"bos_token_id": tokenizer.begin_id, "pad_token_id": tokenizer.pad_id}
-    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    ids = _ids(tokenizer, processor)
     _write(folder / "config.json", {**config, **ids, "torch_dtype": _precision(tensors)})
     generation = {**ids, "do_sample": False, **({"suppress_tokens": list(suppressed)} if suppressed else {})}
     _write(folder / "generation_config.json", generation)
     (folder / "chat_template.jinja").write_text(jinja(template(processor.config.template), marker), encoding="utf-8")
 
 
+def _ids(tokenizer: Tokenizer, processor: Processor) -> dict[str, Any]:
+    """What begins a text, fills a row and ends an answer."""
+    ends = sorted(processor.stop_ids)
+    end = ends[0] if len(ends) == 1 else ends or None
+    return {"bos_token_id": tokenizer.begin_id, "pad_token_id": tokenizer.pad_id, "eos_token_id": end}
+
+
 def _precision(tensors: Mapping[str, Tensor]) -> str:
     return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
 
 
-def _grown(name: str, tensor: Tensor, rows: int, copied: int) -> Tensor:
-    if not name.endswith(("embed_tokens.weight", "lm_head.weight")) or len(tensor) >= rows:
+def _with_marker(tokenizer: Tokenizer, rows: int) -> tuple[Tokenizer, int, int]:
+    """The tokenizer with a token for images, that token's id, and the rows that the token tables then need."""
+    tokenizer = tokenizer if MARKER in tokenizer.special else tokenizer.with_special([MARKER])
+    token = tokenizer.special[MARKER]
+    return tokenizer, token, rows if token < rows else -(-(token + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def _grown(name: str, tensor: Tensor, rows: int, copied: int | None = None) -> Tensor:
+    """A token table with more rows: copies of one, by default of the mean."""
+    if not name.endswith(("embed_tokens.weight", "shared.weight", "lm_head.weight")) or len(tensor) >= rows:
         return tensor
-    return torch.cat((tensor, tensor[copied].expand(rows - len(tensor), -1)))
+    row = tensor.float().mean(0).to(tensor.dtype) if copied is None else tensor[copied]
+    return torch.cat((tensor, row.expand(rows - len(tensor), -1)))
 
 
 def _unwrapped(tokenizer: Tokenizer) -> Tokenizer:
@@ -193,6 +236,8 @@ def _write_images(folder: Path, transform: MediaTransform, family: str, processo
         raise CheckpointError(f"this layout holds pictures, the processor's transform is a {transform.part_name}")
     side = {"height": transform.size, "width": transform.size}
     shortest = transform.resize == "shortest"
+    if family == "Blip" and (shortest or transform.pad_to_square):
+        raise CheckpointError(f"this layout holds pictures that are resized to a square, not {transform}; set resize='direct'")
     settings = {
         "image_processor_type": "LlavaImageProcessor" if transform.pad_to_square else kind,
         "processor_class": processor,
@@ -227,12 +272,17 @@ def _pinpoints(transform: MediaTransform) -> list[list[int]]:
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, processor: Processor, more: Mapping[str, Any] | None = None) -> None:
     tokenizer.save(folder)
-    named = {"bos_token": tokenizer.begin_id, "eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
-    if tokenizer.end_id is None and processor.stop_ids:
-        named["eos_token"] = min(processor.stop_ids)
+    end = min(processor.stop_ids) if tokenizer.end_id is None and processor.stop_ids else tokenizer.end_id
+    _write_tokenizer_config(folder, tokenizer, processor.system.context, end, more)
+
+
+def _write_tokenizer_config(
+    folder: Path, tokenizer: Tokenizer, context: int, end: int | None = None, more: Mapping[str, Any] | None = None
+) -> None:
+    named = {"bos_token": tokenizer.begin_id, "eos_token": end, "pad_token": tokenizer.pad_id}
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": processor.system.context,
+        "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # 4.x would add token types, which none of these models takes
         **{name: tokenizer.token_of(i) for name, i in named.items() if i is not None},

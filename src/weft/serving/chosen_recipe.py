@@ -29,10 +29,15 @@ def with_overrides(chosen: C, overrides: Iterable[str] | None) -> C:
     """A config with every `PATH=VALUE` applied, all at once."""
     from weft.core.config import override_all
 
+    return override_all(chosen, parsed_settings(overrides))  # type: ignore[no-any-return]
+
+
+def parsed_settings(overrides: Iterable[str] | None) -> list[tuple[str, str]]:
+    """Path and value of every `PATH=VALUE`. Raises: ConfigError for a text that is none."""
     settings = []
     for text in overrides or ():
         path, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set takes PATH=VALUE, as in stages.align.steps=200; got {text!r}")
         settings.append((path.strip(), value.strip()))
-    return override_all(chosen, settings)  # type: ignore[no-any-return]
+    return settings
