@@ -96,7 +96,7 @@ def answers(system, processor, least, of):
     trained.processor.stop_ids = frozenset()  # nothing may end an answer, so there is one
     reply, again = trained.generate([Conversation((COUNTS[i].messages[0],)) for i in (0, 0)], Sampling(max_new_tokens=4))
     assert len(reply.token_ids) == 4 and reply.finish_reason == "length"
-    assert reply.token_ids == again.token_ids and reply.text == processor.decode(reply.token_ids).strip()
+    assert reply.token_ids == again.token_ids and reply.text.strip() == processor.decode(reply.token_ids).strip()
 
 
 def hears(loaded, made, run):

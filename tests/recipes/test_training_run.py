@@ -1,6 +1,7 @@
 """A recipe on one's own data: files by stage, tokenizers, published weights to start from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,15 @@ from weft.checkpoints.clip import CLIP_VISION
 from weft.checkpoints.weight_files import weights, write_weights
 from weft.core.errors import CheckpointError, ConfigError, RunError
 from weft.data.datasets.llava_json import LlavaJson
+from weft.data.datasets.mmc4 import Mmc4
+from weft.data.datasets.obelics import Obelics
 from weft.data.desk.dataset import DeskConversations
 from weft.encoders.clip import ClipVision
 from weft.recipes.catalogue import recipe, tiny_recipe
+from weft.recipes.chosen_data import with_data
 from weft.recipes.shrinking import tiny_tokenizer
 from weft.recipes.starting_weights import starting_weights
-from weft.recipes.training_run import TrainingRun, with_data
+from weft.recipes.training_run import TrainingRun
 from weft.training.model_folder import write_model_folder
 
 ENCODER = "streams.image.encoder"
@@ -32,6 +36,47 @@ def test_a_file_feeds_every_stage_or_the_one_that_it_is_given_to(tmp_path):
 def test_an_unknown_stage_offers_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown stage 'instuct'.*'instruct'"):
         with_data(tiny_recipe("llava"), ["instuct=mine.json"], None)
+
+
+def test_several_files_of_a_stage_are_mixed_by_their_sizes():
+    made = with_data(tiny_recipe("llava"), ["align=a.json", "align=b.json", "c.json"], None)
+    data = made.stage("align").data
+    assert [part.data.path for part in data.parts.values()] == ["a.json", "b.json"] and data.weighting == "sizes"
+    assert made.stage("instruct").data == LlavaJson.Config(path="c.json")
+
+
+def test_a_part_of_a_mixture_is_fed_and_the_others_are_missed(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"conversations": []}\n')
+    (tmp_path / "docs.jsonl").write_text('{"text_list": [], "image_info": []}\n')
+    given = [f"train.laion={tmp_path}/pairs.jsonl", f"train.mmc4={tmp_path}/docs*.jsonl"]
+    published = recipe("openflamingo").stage("train").data
+    data = with_data(recipe("openflamingo"), given, tmp_path).stage("train").data
+    assert (data.parts["laion"].weight, data.parts["laion"].loss_weight, data.parts["mmc4"].weight) == (64, 0.2, 32)
+    assert data.parts["mmc4"].data == replace(
+        published.parts["mmc4"].data, path=f"{tmp_path}/docs*.jsonl", images=str(tmp_path)
+    )
+    run = TrainingRun(recipe=recipe("openflamingo"), data=tuple(given[:1]))
+    with pytest.raises(RunError, match=r"'train' reads mmc4/docs_\*.jsonl.*--data train.mmc4=FILE"):
+        run.trainer(tmp_path / "run")
+
+
+@pytest.mark.parametrize("record", ['{"text_list": [], "image_info": []}', '{"images": [], "texts": [], "metadata": ""}'])
+def test_documents_are_recognised_and_read_as_the_recipe_reads_its_own(record, tmp_path):
+    for place in (tmp_path / "docs.jsonl", tmp_path, tmp_path / "d*.jsonl"):
+        (tmp_path / "docs.jsonl").write_text(record + "\n")
+        data = with_data(recipe("openflamingo"), [str(place)], None).stage("train").data
+        assert type(data) is (Mmc4.Config if "text_list" in record else Obelics.Config)
+        assert data.interleaving.opening == "read" and not data.strict and data.path == str(place)
+
+
+def test_what_is_no_part_of_a_mixture_is_refused():
+    flamingo = tiny_recipe("openflamingo")
+    with pytest.raises(ConfigError, match=r"unknown part of the mixture of stage 'train' 'mmc'; did you mean 'mmc4'"):
+        with_data(flamingo, ["train.mmc=x.json"], None)
+    with pytest.raises(ConfigError, match="stage 'align' reads one data set, which has no part 'x'"):
+        with_data(tiny_recipe("llava"), ["align.x=y.json"], None)
+    with pytest.raises(ConfigError, match="'train' is given as a whole and in part"):
+        with_data(flamingo, ["train=x.json", "train.mmc4=y.json"], None)
 
 
 def test_images_alone_are_a_mistake(tmp_path):

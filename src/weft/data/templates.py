@@ -139,6 +139,15 @@ _TEMPLATES = (
     ),
     # VILA's pre-training (arXiv:2312.07533): a document, texts in the assistant's turns between the pictures of the user's
     Template(name="interleaved", end="</s>", user_text=False),
+    # IDEFICS's pre-training (arXiv:2306.16527): such documents, whose pictures have no line of their own
+    Template(
+        name="idefics_document",
+        end="</s>",
+        user_text=False,
+        media_first=False,
+        media_around="<fake_token_around_image>",
+        media_footer="",
+    ),
     # Mistral-Instruct (arXiv:2310.06825), with pictures as LLaVA-NeXT writes them; the tokenizer puts <s> in front
     Template(name="mistral", user_header="[INST] ", user_footer=" [/INST]", answer_lead=" ", answer_end="</s>"),
     # Mono-InternVL (arXiv:2410.08202); the tokenizer puts <s> in front

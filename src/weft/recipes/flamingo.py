@@ -3,8 +3,11 @@
 Source: arXiv:2204.14198. Neither weights nor data were published, nor Chinchilla itself: a decoder of its layers, width and
 heads stands in its place, with a gated feed-forward of the same arithmetic, 8 D^2 a layer (Chinchilla's is four widths wide,
 without a gate). The paper gives the layers of the 9B's language model as 40, which makes more than the 7.1 billion parameters
-that it gives too; layers and placement are followed here. Training adds gradients of interleaved web pages (M3W), pairs (ALIGN,
-LTIP) and videos (VTP); here one stage reads documents in LLaVA's JSON.
+that it gives too; layers and placement are followed here.
+
+Training adds the gradients of interleaved web pages (M3W), pairs (ALIGN, LTIP) and videos (VTP), weighted; here a step has
+equal parts of the four on average, as the batches by set were not found, and the weights stand at their tokens. Pages are read
+as OBELICS's rows: from a random place on, five pictures at most, half of them with texts that see the picture behind them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,11 @@ from dataclasses import replace
 
 from weft.core.errors import unknown_name
 from weft.data.datasets.llava_json import LlavaJson
+from weft.data.datasets.mixture import Mixture
+from weft.data.datasets.obelics import Obelics
+from weft.data.desk.documents import DeskDocuments
 from weft.data.images import ImageTransform
+from weft.data.interleaving import Interleaving
 from weft.data.processor import Processor
 from weft.data.video import VideoTransform
 from weft.encoders.nfnet import Nfnet
@@ -22,7 +29,7 @@ from weft.language_models.decoder import Decoder
 from weft.layers.added_tokens import AddedTokens
 from weft.objectives.next_token import NextToken
 from weft.projectors.perceiver import Perceiver
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk, with_fast_gates
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, on_desk, shrunk, with_fast_gates
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
@@ -30,6 +37,17 @@ SIZES = ("3b", "9b", "80b")
 TRAINED = ("streams.image.projector.*", "language_model.blocks.*.before_attention.*", "added_tokens.*")
 RESAMPLER = Perceiver.Config(width=1536, num_heads=16, head_width=96, activation="squared_relu", num_frames=8)
 RESOLUTION = 320
+PAGES = Interleaving(random_start=True, max_media=5, next_share=0.5)
+DATA = Mixture.Config(
+    parts={
+        "m3w": Mixture.Part(
+            data=Obelics.Config(path="m3w/*.jsonl", images="m3w/images", interleaving=PAGES, strict=False), loss_weight=1.0
+        ),
+        "align": Mixture.Part(data=LlavaJson.Config(path="align/pairs.jsonl", images="align/images"), loss_weight=0.2),
+        "ltip": Mixture.Part(data=LlavaJson.Config(path="ltip/pairs.jsonl", images="ltip/images"), loss_weight=0.2),
+        "vtp": Mixture.Part(data=LlavaJson.Config(path="vtp/pairs.jsonl", images="vtp/videos"), loss_weight=0.03),
+    }
+)
 
 # layers, width, heads of the language model, and every how many of its layers a gated block stands
 SHAPES = {"3b": (24, 2048, 16, 1), "9b": (40, 4096, 32, 4), "80b": (80, 8192, 64, 7)}
@@ -61,7 +79,7 @@ def flamingo(size: str = "9b") -> Recipe:
         system=system,
         train=TRAINED,
         processor=Processor.Config(template="flamingo", transforms={"image": transform}),
-        data=LlavaJson.Config(path="flamingo/documents.jsonl", images="flamingo/media"),
+        data=DATA,
         objective=NextToken.Config(),
         batch_size=2048,
         micro_batch_size=32,
@@ -89,7 +107,8 @@ def tiny() -> Recipe:
         fusions=(CrossAttention.Config(block=GatedDense(), every=2, memory_width=perceiver.width),),
         added_tokens=AddedTokens.Config(tied=True),
     )
-    data = {"train": desk_dialogues()}
+    pairs = {"align": desk_dialogues(), "ltip": desk_captions(), "vtp": desk_captions()}
+    data = {"train": on_desk(DATA, m3w=DeskDocuments.Config(interleaving=PAGES), **pairs)}
     made = shrunk(flamingo(), dict.fromkeys(data, system), data, steps=40, image_size=64)
     transform = VideoTransform(frame=ImageTransform(size=64), num_frames=2)
     processor = replace(made.processor, transforms={"image": transform})

@@ -1,8 +1,10 @@
 """OpenFlamingo: CLIP's patches through a Perceiver into gated blocks between the layers of a frozen, open language model.
 
-Source: arXiv:2308.01390. The published run mixes LAION-2B pairs and MMC4 documents at weights 0.2 and 1.0, 180 million samples
-in all; here one stage reads whatever documents are written in LLaVA's JSON. A document is a row of turns: pictures stand in
-turns of the user, the text behind them, which is learned up to `<|endofchunk|>`, in turns of the assistant.
+Source: arXiv:2308.01390 and its released script. 64 devices read 64 pairs of LAION-2B and 32 documents of MMC4 each a step, 180
+million samples in all. The loss of a pair's token weighs 0.2 of a document's; the script weighs the mean losses of the two
+sets so. Of MMC4 it takes the pictures of more than 10 kB that are like their sentences, six a document, half of the documents
+with one picture, and teaches what stands behind pictures up to `<|endofchunk|>`. It cuts captions at 32 tokens, this recipe all
+samples at 256.
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ from dataclasses import replace
 from weft.core.errors import unknown_name
 from weft.core.interfaces import LanguageModel
 from weft.data.datasets.llava_json import LlavaJson
+from weft.data.datasets.mixture import Mixture
+from weft.data.datasets.mmc4 import Mmc4
+from weft.data.desk.documents import DeskDocuments
 from weft.data.images import ImageTransform
+from weft.data.interleaving import Interleaving
 from weft.data.processor import Processor
 from weft.encoders.clip import ClipVision
 from weft.fusion.cross_attention import CrossAttention, GatedDense
@@ -21,7 +27,7 @@ from weft.language_models.mpt import Mpt
 from weft.layers.added_tokens import AddedTokens
 from weft.objectives.next_token import NextToken
 from weft.projectors.perceiver import Perceiver
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, shrunk, with_fast_gates
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_dialogues, on_desk, shrunk, with_fast_gates
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
@@ -32,6 +38,27 @@ VOCABULARY = 50_277
 """Tokens of the tokenizer that all its language models share; their tables are padded, and cut to it when two are added."""
 EVERY = {"3b": 1, "4b": 2, "9b": 4}
 BLOCK = GatedDense(num_heads=8, head_width=64, activation="gelu")
+DOCUMENTS = Interleaving(opening="read", single_share=0.5)
+DATA = Mixture.Config(
+    parts={
+        "laion": Mixture.Part(
+            data=LlavaJson.Config(path="laion-2b/pairs.jsonl", images="laion-2b/images"), weight=64, loss_weight=0.2
+        ),
+        "mmc4": Mixture.Part(
+            data=Mmc4.Config(
+                path="mmc4/docs_*.jsonl",
+                images="mmc4/images",
+                min_bytes=11_000,
+                min_similarity=0.24,
+                max_images=6,
+                interleaving=DOCUMENTS,
+                strict=False,
+            ),
+            weight=32,
+        ),
+    },
+    epoch=180_000_000,
+)
 
 
 def openflamingo(size: str = "3b") -> Recipe:
@@ -57,10 +84,10 @@ def openflamingo(size: str = "3b") -> Recipe:
         system=system,
         train=TRAINED,
         processor=Processor.Config(template="flamingo", transforms={"image": ImageTransform(size=224)}),
-        data=LlavaJson.Config(path="openflamingo/documents.jsonl", images="openflamingo/images"),
+        data=DATA,
         objective=NextToken.Config(),
-        batch_size=64 * 32,
-        micro_batch_size=32,
+        batch_size=64 * (64 + 32),
+        micro_batch_size=96,
         epochs=1,
         max_tokens=256,
         packing=True,
@@ -91,5 +118,5 @@ def tiny() -> Recipe:
         fusions=(replace(fusion(2, encoder.output_width), block=replace(BLOCK, num_heads=2, head_width=8)),),
         added_tokens=AddedTokens.Config(tied=True),
     )
-    data = {"train": desk_dialogues()}
+    data = {"train": on_desk(DATA, laion=desk_dialogues(), mmc4=DeskDocuments.Config(interleaving=DOCUMENTS))}
     return with_fast_gates(shrunk(openflamingo(), dict.fromkeys(data, system), data, steps=40, image_size=64))

@@ -9,6 +9,7 @@ from weft.core.conversation import Text
 from weft.core.interfaces import System
 from weft.data.boxes import FractionBoxes
 from weft.data.dataset import Dataset
+from weft.data.datasets.mixture import Mixture
 from weft.data.desk.dataset import DeskConversations
 from weft.data.images import ImageTransform
 from weft.data.media_transform import MediaTransform
@@ -18,6 +19,7 @@ from weft.training.stage import Recipe, Stage
 TINY_VOCABULARY = 512
 _RATE = 2e-3
 _WARMUP = 0.1
+_EPOCH = 1000
 TINY_SPECIAL = (
     "<pad>", "<s>", "</s>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
 )  # fmt: skip
@@ -71,6 +73,12 @@ def with_fast_gates(recipe: Recipe) -> Recipe:
     little for anything behind it to be learned."""
     stages = (replace(stage, optimizer=replace(stage.optimizer, rates={"*_gate": 50.0})) for stage in recipe.stages)
     return replace(recipe, stages=tuple(stages))
+
+
+def on_desk(mixture: Mixture.Config, **parts: Dataset.Config) -> Mixture.Config:
+    """A mixture with the desk in the place of each part's data; proportions and weights stay as published."""
+    replaced = {name: replace(part, data=parts[name]) for name, part in mixture.parts.items()}
+    return replace(mixture, parts=replaced, epoch=_EPOCH)
 
 
 def desk_captions() -> DeskConversations.Config:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weft.core.errors import ConfigError, RunError
-from weft.data.dataset import Dataset
-from weft.data.datasets.llava_json import LlavaJson
+from weft.core.errors import ConfigError
 from weft.data.tokenizers import Tokenizer
 from weft.recipes.catalogue import own_tokenizer
+from weft.recipes.chosen_data import check_files, with_data
 from weft.recipes.loading import find_model_folder
 from weft.recipes.shrinking import tiny_tokenizer
 from weft.recipes.starting_weights import starting_weights
@@ -23,7 +21,7 @@ from weft.training.trainer import Trainer
 class TrainingRun:
     """What `weft train` is told.
 
-    `data` holds files for every stage, or `stage=file` for one; `images` is the folder that their pictures are named from.
+    `data` holds files as `with_data` takes them; `images` is the folder that their pictures are named from.
     `start` holds `part=path` for published weights. The tokenizer comes from `tokenizer`, or from the language model or text
     tower that `start` names; a tiny recipe trains its own.
     """
@@ -63,29 +61,3 @@ class TrainingRun:
             f"recipe {self.recipe.name!r} needs the tokenizer of its language model; give --tokenizer FILE, or start from "
             "published weights with --from language_model=PATH, which bring theirs"
         )
-
-
-def with_data(recipe: Recipe, data: Sequence[str], images: Path | None) -> Recipe:
-    """The recipe with its stages' data replaced by LLaVA JSON files.
-
-    Raises: ConfigError for a stage that the recipe does not have, or images without data.
-    """
-    if images is not None and not data:
-        raise ConfigError("--images says where the pictures of --data are; give --data as well")
-    chosen: dict[str, Dataset.Config] = {}
-    for text in data:
-        stage, equals, path = text.partition("=")
-        names = [recipe.stage(stage).name] if equals else [s.name for s in recipe.stages]
-        file = path if equals else text
-        chosen |= {name: LlavaJson.Config(path=file, images="" if images is None else str(images)) for name in names}
-    return replace(recipe, stages=tuple(replace(s, data=chosen.get(s.name, s.data)) for s in recipe.stages))
-
-
-def check_files(recipe: Recipe) -> None:
-    """Find a missing file before the first stage starts. Raises: RunError naming the stage and what to give."""
-    for stage in recipe.stages:
-        if isinstance(stage.data, LlavaJson.Config) and not Path(stage.data.path).is_file():
-            raise RunError(
-                f"stage {stage.name!r} reads {stage.data.path}, which is not there; give --data {stage.name}=FILE "
-                f"with --images DIR, or --data FILE for every stage"
-            )

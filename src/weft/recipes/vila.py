@@ -1,8 +1,9 @@
 """VILA: LLaVA-1.5's parts with a stage between its two, in which the language model learns from documents full of pictures.
 
 Source: arXiv:2312.07533 and its released scripts. Frozen in that stage, the language model answers as well but no longer learns
-from examples in its context. A document is a record whose human turns hold its pictures and whose other turns its text; all
-of its text is learned. Instructions without a system message are records whose system turn is empty.
+from examples in its context. It reads pairs of COYO and documents of MMC4, each once, and learns all of their text; a document
+has six pictures at most. The last stage reads instructions with pictures and, so that text is not forgotten, without.
+Instructions without a system message are records whose system turn is empty.
 
 The scripts use LLaVA-1.5's projector; the paper argues for one matrix: the sizes in "-linear". VILA-1.5 sees through SigLIP,
 stretches pictures to its square, joins two by two features, and trains the tower with the last stage.
@@ -15,8 +16,11 @@ from dataclasses import replace
 from weft.core.errors import unknown_name
 from weft.core.interfaces import InputProjector, ModalityEncoder
 from weft.data.boxes import FractionBoxes
-from weft.data.datasets.joined import Joined
 from weft.data.datasets.llava_json import LlavaJson
+from weft.data.datasets.mixture import Mixture
+from weft.data.datasets.mmc4 import Mmc4
+from weft.data.desk.dataset import DeskConversations
+from weft.data.desk.documents import DeskDocuments
 from weft.data.images import HALF, ImageTransform
 from weft.encoders.clip import ClipVision
 from weft.encoders.siglip import SiglipVision
@@ -27,13 +31,30 @@ from weft.projectors.linear import Linear
 from weft.projectors.mlp import MLP
 from weft.projectors.mlp_downsample import MLPDownsample
 from weft.recipes import llava_1_5
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, shrunk
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, on_desk, shrunk
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Recipe, Stage
 
 SIZES = ("7b", "13b", "7b-linear", "13b-linear", "1.5-13b")
 ENCODER = "streams.image.encoder."
 MAX_TOKENS = 4096
+PRETRAINING = Mixture.Config(
+    parts={
+        "coyo": Mixture.Part(data=LlavaJson.Config(path="coyo-25m/pairs.jsonl", images="coyo-25m/images")),
+        "mmc4": Mixture.Part(
+            data=Mmc4.Config(path="mmc4-core/docs_*.jsonl", images="mmc4-core/images", max_images=6, strict=False)
+        ),
+    },
+    weighting="sizes",
+)
+INSTRUCTIONS = Mixture.Config(
+    parts={
+        "vflan": Mixture.Part(data=LlavaJson.Config(path="vflan/instructions.jsonl", images="vflan/images")),
+        "sharegpt4v": Mixture.Part(data=LlavaJson.Config(path="sharegpt4v/instructions.jsonl", images="sharegpt4v/images")),
+        "text": Mixture.Part(data=LlavaJson.Config(path="flan/text-1m.jsonl")),
+    },
+    weighting="sizes",
+)
 
 
 def vila(size: str = "7b") -> Recipe:
@@ -44,7 +65,7 @@ def vila(size: str = "7b") -> Recipe:
     align = replace(align, data=LlavaJson.Config(path="vila/align.json", images="vila/images"))
     instruct = replace(
         instruct,
-        data=LlavaJson.Config(path="vila/instructions.jsonl", images="vila/images"),
+        data=INSTRUCTIONS,
         max_tokens=MAX_TOKENS,
         micro_batch_size=4,
     )
@@ -53,7 +74,7 @@ def vila(size: str = "7b") -> Recipe:
         name="pretrain",
         title="teach projector and language model documents of pictures and texts",
         processor=replace(instruct.processor, template="interleaved"),
-        data=LlavaJson.Config(path="vila/documents.jsonl", images="vila/images"),
+        data=PRETRAINING,
         batch_size=1024,
         optimizer=replace(instruct.optimizer, learning_rate=5e-5),
     )
@@ -107,7 +128,7 @@ def _through(
 
 
 def tiny() -> Recipe:
-    """VILA at CPU size, all of its stages; a document is three drawn desks and their captions."""
+    """VILA at CPU size, all of its stages; a document is two or three drawn desks and their captions."""
     system = MultimodalLM.Config(
         language_model=replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512),
         streams={
@@ -117,5 +138,10 @@ def tiny() -> Recipe:
         },
         fusions=(TokenConcatenation.Config(),),
     )
-    data = {"align": desk_captions(), "pretrain": Joined.Config(of=desk_captions(), number=3), "instruct": desk_dialogues()}
+    written = DeskConversations.Config(kind="text", num_turns=3, boxes=FractionBoxes(), epoch=1000)
+    data = {
+        "align": desk_captions(),
+        "pretrain": on_desk(PRETRAINING, coyo=desk_captions(), mmc4=DeskDocuments.Config(epoch=1000)),
+        "instruct": on_desk(INSTRUCTIONS, vflan=desk_dialogues(), sharegpt4v=desk_dialogues(), text=written),
+    }
     return shrunk(vila(), dict.fromkeys(data, system), data, steps=20, image_size=64)

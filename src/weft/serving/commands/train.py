@@ -21,9 +21,10 @@ def train(
         list[str] | None,
         typer.Option(
             "--data",
-            metavar="[STAGE=]FILE",
+            metavar="[STAGE[.PART]=]FILE",
             show_default=False,
-            help="Conversations as LLaVA JSON or JSON lines, for every stage or for the one named; repeatable.",
+            help="Conversations as LLaVA JSON, or documents as MMC4 or OBELICS write them: for every stage, for the one named "
+            "or for a part of its mixture; repeatable, several files of a stage are mixed.",
         ),
     ] = None,
     images: Annotated[
