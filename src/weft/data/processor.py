@@ -314,7 +314,7 @@ class Processor:
                 "shorten the conversation or raise the context"
             )
         if conversation.meta.get("document"):
-            return next((start for start, count in row.places if start + count > max_tokens), max_tokens)
+            return min([max_tokens, *(start for start, count in row.places if start + count > max_tokens)])
         for number, (start, count) in enumerate(row.places, start=1):
             if start + count > max_tokens:
                 raise ContextTooShort(
