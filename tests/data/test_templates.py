@@ -61,6 +61,7 @@ WRITTEN = {
     "qwen_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPicture 1: <img><image></img>\nQ1"
     "<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>\n",
     "interleaved": "<image>\nA1A2</s>",
+    "idefics_document": "<fake_token_around_image><image><fake_token_around_image>A1A2</s>",
 }
 PROMPT_END = {
     "internlm2_chat": "Q1<|im_end|>\n<|im_start|>assistant\n",
@@ -96,6 +97,7 @@ PROMPT_END = {
     "qwen_vl_base": "<img><image></img>Q1",
     "qwen_vl": "</img>\nQ1<|im_end|>\n<|im_start|>assistant\n",
     "interleaved": "<image>\n",
+    "idefics_document": "<image><fake_token_around_image>",
 }
 
 

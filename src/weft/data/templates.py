@@ -147,6 +147,7 @@ _TEMPLATES = (
         media_first=False,
         media_around="<fake_token_around_image>",
         media_footer="",
+        answer_apart=True,
     ),
     # Mistral-Instruct (arXiv:2310.06825), with pictures as LLaVA-NeXT writes them; the tokenizer puts <s> in front
     Template(name="mistral", user_header="[INST] ", user_footer=" [/INST]", answer_lead=" ", answer_end="</s>"),
@@ -171,6 +172,16 @@ _TEMPLATES = (
         answer_end="</s>",
         media_footer="",
         media_before_turn=True,
+    ),
+    # the published one that talks: the space before an answer is a token by itself, and no token ends an earlier answer
+    Template(
+        name="cogvlm_talk",
+        user_header=" [INST] ",
+        user_footer=" [/INST] ",
+        end="</s>",
+        media_footer="",
+        media_before_turn=True,
+        answer_apart=True,
     ),
     Template(
         name="cogvlm_vqa",
@@ -206,6 +217,16 @@ _TEMPLATES = (
         media_around="<fake_token_around_image>",
         media_footer="",
     ),
+    # the same before it was instructed: documents go on
+    Template(
+        name="idefics_base",
+        answer_lead=" ",
+        media_first=False,
+        media_around="<fake_token_around_image>",
+        media_footer="",
+    ),
+    # the words as they are, for language models that go on with a text
+    Template(name="continued", answer_lead=" ", media_footer=""),
     # the words as they are, as Flan-T5 (arXiv:2210.11416) is asked
     Template(name="bare", user_header=" ", answer_lead=" ", media_before_turn=True, media_footer=""),
     # BLIP-2 (arXiv:2301.12597) puts its queries before all text. On OPT: captions, captions as fine-tuned, questions
