@@ -60,7 +60,7 @@ class DocumentPictures:
 
     def _missing(self, problem: str) -> None:
         if self.strict:
-            raise DataError(f"{problem}; strict=false leaves such pictures out of their documents")
+            raise DataError(problem)
         self.num_missing += 1
 
     def _large_enough(self, medium: Media, size: int) -> Media | None:

@@ -57,7 +57,7 @@ class JsonLines:
         except DataError as error:
             problem = f"{file}, line {line}: {error}"
             if strict:
-                raise DataError(f"{problem}; mend it, or skip such lines with strict=false") from None
+                raise DataError(f"{problem}; mend it, or skip such records (strict=false, --skip-broken)") from None
             self.num_skipped += 1
             if len(self.skipped) < _NAMED:
                 self.skipped.append(problem)

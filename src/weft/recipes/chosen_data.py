@@ -15,6 +15,7 @@ from weft.data.datasets.mixture import Mixture
 from weft.data.datasets.mmc4 import Mmc4
 from weft.data.datasets.obelics import Obelics
 from weft.data.datasets.subset import Subset
+from weft.data.desk.documents import DeskDocuments
 from weft.data.documents import Documents
 from weft.training.stage import Recipe, Stage
 
@@ -64,8 +65,8 @@ def check_files(recipe: Recipe) -> None:
     for stage in recipe.stages:
         named = {f"{stage.name}.{part}": each.data for part, each in parts_of(stage).items()} or {stage.name: stage.data}
         for name, data in named.items():
-            for read in readers(data):
-                if not files_of(read):
+            for read in single(data):
+                if isinstance(read, FromFiles) and not files_of(read):
                     raise RunError(
                         f"stage {stage.name!r} reads {read.path}, which is not there; give --data {name}=FILE "
                         "with --images DIR, or --data FILE for every stage"
@@ -98,27 +99,42 @@ def mixed(data: Sequence[Dataset.Config]) -> Dataset.Config:
 
 
 def reader(file: Path, images: str, replaced: Dataset.Config) -> FromFiles:
-    """What reads a file, with the options of the readers of its kind in the data that it takes the place of."""
-    kind, known = kind_of(file), list(readers(replaced))
+    """What reads a file, with the options of what is of its kind in the data that it takes the place of."""
+    kind, known = kind_of(file), list(single(replaced))
     for alike in known:
-        if type(alike) is kind:
+        if isinstance(alike, kind):
             return replace(alike, path=str(file), images=images)
     made = kind(path=str(file), images=images)
     for other in known:
-        if isinstance(other, Documents.Config) and isinstance(made, Documents.Config):
-            return replace(made, interleaving=other.interleaving, strict=other.strict)
+        if isinstance(made, Documents.Config) and isinstance(other, Documents.Config | DeskDocuments.Config):
+            strict = other.strict if isinstance(other, Documents.Config) else made.strict
+            return replace(made, interleaving=other.interleaving, strict=strict)
     return made
 
 
-def readers(data: Dataset.Config) -> Iterator[FromFiles]:
-    """The readers of files that a data set is made of."""
-    if isinstance(data, LlavaJson.Config | Mmc4.Config | Obelics.Config):
-        yield data
-    elif isinstance(data, Mixture.Config):
+def single(data: Dataset.Config) -> Iterator[Dataset.Config]:
+    """The data sets that one is made of."""
+    if isinstance(data, Mixture.Config):
         for part in data.parts.values():
-            yield from readers(part.data)
+            yield from single(part.data)
     elif isinstance(data, Joined.Config | Subset.Config):
-        yield from readers(data.of)
+        yield from single(data.of)
+    else:
+        yield data
+
+
+def skipping_broken(recipe: Recipe) -> Recipe:
+    """The recipe with its files read in the lenient mode."""
+
+    def lenient(data: Dataset.Config) -> Dataset.Config:
+        if isinstance(data, Mixture.Config):
+            parts = {name: replace(part, data=lenient(part.data)) for name, part in data.parts.items()}
+            return replace(data, parts=parts)
+        if isinstance(data, Joined.Config | Subset.Config):
+            return replace(data, of=lenient(data.of))
+        return replace(data, strict=False) if isinstance(data, FromFiles) else data
+
+    return replace(recipe, stages=tuple(replace(stage, data=lenient(stage.data)) for stage in recipe.stages))
 
 
 def files_of(data: FromFiles) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from weft.core.errors import ConfigError
 from weft.data.tokenizers import Tokenizer
 from weft.recipes.catalogue import own_tokenizer
-from weft.recipes.chosen_data import check_files, with_data
+from weft.recipes.chosen_data import check_files, skipping_broken, with_data
 from weft.recipes.loading import find_model_folder
 from weft.recipes.shrinking import tiny_tokenizer
-from weft.recipes.starting_weights import starting_weights
+from weft.recipes.starting_weights import assigned, starting_stages
+from weft.systems.fusion_encoder import FusionEncoder
 from weft.training.stage import Recipe
 from weft.training.trainer import Trainer
 
@@ -21,7 +23,8 @@ from weft.training.trainer import Trainer
 class TrainingRun:
     """What `weft train` is told.
 
-    `data` holds files as `with_data` takes them; `images` is the folder that their pictures are named from.
+    `data` holds files as `with_data` takes them; `images` is the folder that their pictures are named from. With `skip_broken`
+    records that cannot be read are skipped and counted in the log.
     `start` holds `part=path` for published weights. The tokenizer comes from `tokenizer`, or from the language model or text
     tower that `start` names; a tiny recipe trains its own.
     """
@@ -29,6 +32,7 @@ class TrainingRun:
     recipe: Recipe
     data: tuple[str, ...] = ()
     images: Path | None = None
+    skip_broken: bool = False
     tokenizer: Path | None = None
     start: tuple[str, ...] = ()
     tiny: bool = False
@@ -39,18 +43,22 @@ class TrainingRun:
         Raises: ConfigError for data, tokenizer or weights that are missing or do not fit together.
         """
         recipe = with_data(self.recipe, self.data, self.images)
+        recipe = skipping_broken(recipe) if self.skip_broken else recipe
         check_files(recipe)
-        initialise = starting_weights(self.start)
+        initialise = starting_stages(self.start, recipe)
         return Trainer(recipe, folder, tokenizer=self.find_tokenizer(), initialise=initialise, **options)
 
     def find_tokenizer(self) -> Tokenizer:
         """The tokenizer of this run. Raises: ConfigError where none is given."""
         if self.tokenizer is not None:
             return Tokenizer.from_file(self.tokenizer)
-        for text in self.start:
-            part, _, path = text.partition("=")
-            if part in ("language_model", "text"):
-                return Tokenizer.from_file(find_model_folder(path))
+        start = assigned(self.start)
+        reader = self._reader_tokenizer(start)
+        for part in ("language_model", "text"):
+            if part in start:
+                return Tokenizer.from_file(find_model_folder(start[part])).with_instructions(reader)
+        if reader is not None:
+            return reader
         if self.tiny:
             return tiny_tokenizer()
         if (own := own_tokenizer(self.recipe.name)) is not None:
@@ -61,3 +69,11 @@ class TrainingRun:
             f"recipe {self.recipe.name!r} needs the tokenizer of its language model; give --tokenizer FILE, or start from "
             "published weights with --from language_model=PATH, which bring theirs"
         )
+
+    def _reader_tokenizer(self, start: Mapping[str, str]) -> Tokenizer | None:
+        """That of the BERT from which the Q-Former of BLIP-2's first stage starts, with the token that captions begin with."""
+        for stage in self.recipe.stages:
+            if isinstance(stage.system, FusionEncoder.Config):
+                path = start.get(f"streams.{stage.system.stream}.projector")
+                return None if path is None else Tokenizer.from_file(find_model_folder(path)).with_special(("[DEC]",))
+        return None

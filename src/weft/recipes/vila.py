@@ -16,11 +16,11 @@ from dataclasses import replace
 from weft.core.errors import unknown_name
 from weft.core.interfaces import InputProjector, ModalityEncoder
 from weft.data.boxes import FractionBoxes
+from weft.data.datasets.joined import Joined
 from weft.data.datasets.llava_json import LlavaJson
 from weft.data.datasets.mixture import Mixture
 from weft.data.datasets.mmc4 import Mmc4
 from weft.data.desk.dataset import DeskConversations
-from weft.data.desk.documents import DeskDocuments
 from weft.data.images import HALF, ImageTransform
 from weft.encoders.clip import ClipVision
 from weft.encoders.siglip import SiglipVision
@@ -128,7 +128,7 @@ def _through(
 
 
 def tiny() -> Recipe:
-    """VILA at CPU size, all of its stages; a document is two or three drawn desks and their captions."""
+    """VILA at CPU size, all of its stages; a document is three drawn desks and their captions."""
     system = MultimodalLM.Config(
         language_model=replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512),
         streams={
@@ -141,7 +141,7 @@ def tiny() -> Recipe:
     written = DeskConversations.Config(kind="text", num_turns=3, boxes=FractionBoxes(), epoch=1000)
     data = {
         "align": desk_captions(),
-        "pretrain": on_desk(PRETRAINING, coyo=desk_captions(), mmc4=DeskDocuments.Config(epoch=1000)),
+        "pretrain": Joined.Config(of=desk_captions(), number=3),
         "instruct": on_desk(INSTRUCTIONS, vflan=desk_dialogues(), sharegpt4v=desk_dialogues(), text=written),
     }
     return shrunk(vila(), dict.fromkeys(data, system), data, steps=20, image_size=64)

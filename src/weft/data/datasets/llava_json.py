@@ -68,6 +68,10 @@ class LlavaJson(Dataset):
     def __len__(self) -> int:
         return len(self._places)
 
+    def remarks(self) -> list[str]:
+        told = f"broken records that were skipped: {len(self.skipped):,}; the first: {self.skipped[0]}" if self.skipped else ""
+        return [told] if told else []
+
     def __getitem__(self, index: int) -> Conversation:
         """Conversation `index`; IndexError beyond the end."""
         start, length, number = map(int, self._places[index])

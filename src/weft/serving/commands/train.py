@@ -30,6 +30,9 @@ def train(
     images: Annotated[
         Path | None, typer.Option("--images", help="The folder that pictures are named from.", show_default=False)
     ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Skip records that cannot be read, and count them in the log.")
+    ] = False,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +82,7 @@ def train(
         recipe=chosen_recipe(recipe, size, tiny, settings),
         data=tuple(data or ()),
         images=images,
+        skip_broken=skip_broken,
         tokenizer=tokenizer,
         start=tuple(start or ()),
         tiny=tiny,
