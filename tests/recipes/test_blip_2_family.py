@@ -17,7 +17,7 @@ from weft.language_models.t5 import T5
 from weft.recipes import blip_2, instructblip, minigpt_4
 from weft.recipes.shrinking import TINY_VOCABULARY, tiny_tokenizer
 from weft.systems.accounting import without_values
-from weft.systems.multimodal_lm import Stream
+from weft.systems.multimodal_lm import MultimodalSystem, Stream
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 COUNTS = [
@@ -40,7 +40,7 @@ def tokenizer():
 
 @pytest.mark.parametrize(("recipe", "size", "whole", "trained"), COUNTS)
 def test_published_counts(recipe, size, whole, trained):
-    stage = recipe(size).stages[0]
+    stage = next(s for s in recipe(size).stages if isinstance(s.system, MultimodalSystem.Config))
     with without_values():
         system = stage.system.build()
     (pattern,) = stage.train
@@ -69,7 +69,7 @@ def asked(question: str, answer: str | None = None) -> Conversation:
 
 
 def test_queries_stand_before_the_begin_token_and_only_the_caption_is_learned(tokenizer):
-    stage = blip_2.tiny().stages[0]
+    stage = blip_2.tiny().stage("generate")
     sample = ready(stage, tokenizer).encode(asked("Describe.", "a red 7"))
     queries = stage.system.streams[STREAM].num_tokens
     said = tokenizer.encode("a red 7\n")
@@ -80,7 +80,7 @@ def test_queries_stand_before_the_begin_token_and_only_the_caption_is_learned(to
 
 
 def test_flan_t5_reads_the_first_words_of_a_caption_and_writes_the_rest(tokenizer):
-    processor = ready(on_t5(blip_2.tiny().stages[0], "blip_2_t5_prefix"), tokenizer)
+    processor = ready(on_t5(blip_2.tiny().stage("generate"), "blip_2_t5_prefix"), tokenizer)
     caption = "a red 7 at the top and a blue 3"
     sample = processor.encode(asked("Describe.", caption))
     queries = int(sample.modality.sum())
@@ -140,7 +140,7 @@ def test_a_tokenizer_travels_with_that_of_instructions(tokenizer, tmp_path):
     again = type(tokenizer).from_file(tmp_path)
     assert again.instructions.encode("a 7") == tokenizer.instructions.encode("a 7")
     assert again.encode("a 7") == tokenizer.encode("a 7")
-    assert ready(blip_2.tiny().stages[0], tokenizer).tokenizer.instructions is None  # whose projector reads none
+    assert ready(blip_2.tiny().stage("generate"), tokenizer).tokenizer.instructions is None  # whose projector reads none
 
 
 def test_a_clip_of_four_frames_is_four_times_the_queries():
@@ -171,7 +171,7 @@ def test_minigpt_4_reads_its_published_sequence(tokenizer):
 
 @pytest.mark.parametrize("vocabulary", [None, 61])
 def test_a_lavis_file_fills_a_stream_and_one_key_less_or_more_is_an_error(vocabulary):
-    stream = blip_2.tiny().stages[1].system.streams[STREAM]
+    stream = blip_2.tiny().stage("caption").system.streams[STREAM]
     stream = replace(stream, projector=replace(stream.projector, vocabulary=vocabulary))
     first, second = stream.build(40), stream.build(40)
     key_map = lavis_stream(stream)

@@ -132,7 +132,7 @@ def test_the_first_stage_can_start_from_given_weights(tmp_path):
         with torch.no_grad():
             fresh.language_model.final_norm.weight.fill_(3.0)
 
-    model = Trainer(recipe(steps=1), tmp_path / "run", tokenizer=tokenizer(), initialise=fill).fit()
+    model = Trainer(recipe(steps=1), tmp_path / "run", tokenizer=tokenizer(), initialise={"align": fill}).fit()
     from weft.training.model_folder import read_weights
 
     align = read_weights(model.parent / "stages" / "align" / "model.safetensors")

@@ -303,6 +303,11 @@ class System(nn.Module, ABC):
             return None
 
         @property
+        def reads_instructions_alone(self) -> bool:
+            """Whether all of its text is in the vocabulary of instructions, as where a projector alone reads it."""
+            return False
+
+        @property
         @abstractmethod
         def context(self) -> int:
             """The longest text, in tokens, media positions included."""

@@ -42,7 +42,8 @@ class Processor:
     every position of the medium, as `transformers` does; where it has none, the text is cut at the media and its pieces are
     encoded apart, as the first LLaVA code did.
     Where a stream's projector reads instructions, the text before the answer goes to it too, in the vocabulary of
-    `tokenizer.instructions` and between that one's own begin and end.
+    `tokenizer.instructions` and between that one's own begin and end. Where a projector is all that reads, the whole text is in
+    that vocabulary, if the tokenizer brings it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class Processor:
     def __init__(self, config: Config, tokenizer: Tokenizer, system: System.Config) -> None:
         self.config = config
         self.system = system
+        if system.reads_instructions_alone and tokenizer.instructions is not None:
+            tokenizer = tokenizer.instructions
         self.tokenizer = tokenizer.with_instructions(self._instructions(tokenizer))
         self.template = template(config.template)
         self._streams: dict[str, _Stream] = {}

@@ -1,7 +1,9 @@
-"""BLIP-2 from its second stage on: a Q-Former between a frozen image tower and a frozen language model.
+"""BLIP-2: a Q-Former between a frozen image tower and a frozen language model, in two stages and one of captions.
 
-Source: arXiv:2301.12597; figures of the captioning stage are the published code's. The Q-Former comes from the first stage,
-which is a recipe of its own. Published pictures are cut at random and mirrored in training; here they are resized.
+Source: arXiv:2301.12597; figures of the captioning stage are the published code's. The first stage starts from a tower and a
+BERT, the second puts its Q-Former, without its weights for text, before a language model: `--from streams.image.encoder=..
+--from streams.image.projector=bert-base-uncased --from language_model=..`. BERT's tokenizer reads in the first stage, the
+language model's from then on. Published pictures are cut at random and mirrored in training; here they are resized.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from weft.language_models.opt import Opt
 from weft.language_models.t5 import T5
 from weft.objectives.next_token import NextToken
 from weft.projectors.qformer import QFormer
+from weft.recipes import blip_2_pretraining
 from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, shrunk
-from weft.systems.multimodal_lm import Stream
+from weft.systems.multimodal_lm import MultimodalSystem, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
 SIZES = ("opt-2.7b", "opt-6.7b", "flan-t5-xl", "flan-t5-xxl")
@@ -35,12 +38,15 @@ def blip_2(size: str = "opt-2.7b") -> Recipe:
         raise unknown_name("size of blip-2", size, SIZES)
     model = language_model(size)
     reads = isinstance(model, EncoderDecoder.Config)
+    represent = blip_2_pretraining.represent("vit-g")
     stream = Stream.Config(encoder=TOWER, projector=QFormer.Config())
     generate = Stage(
         name="generate",
         title="teach the Q-Former to say to the language model what it reads of a picture",
         system=system_of(model, stream),
         train=(PROJECTOR,),
+        takes={represent.name: {"streams.*": "streams."}},
+        new=(f"streams.{STREAM}.projector.output.*", "language_model.*"),
         processor=Processor.Config(
             template="blip_2_t5_prefix" if reads else "blip_2_opt_caption",
             transforms={STREAM: ImageTransform(size=224, resize="direct")},
@@ -60,7 +66,8 @@ def blip_2(size: str = "opt-2.7b") -> Recipe:
         title="write captions of larger pictures, the image tower learns too",
         system=system_of(model, larger),
         train=(f"{_ENCODER}*", PROJECTOR),
-        takes={"generate": {"*": ""}},
+        takes={generate.name: {"*": ""}},
+        new=(),
         interpolates=(f"{_ENCODER}position_embedding",),
         processor=Processor.Config(
             template="blip_2_t5_photo" if reads else "blip_2_opt_photo",
@@ -78,7 +85,7 @@ def blip_2(size: str = "opt-2.7b") -> Recipe:
         size=size,
         paper="2301.12597",
         about="EVA-CLIP-g through 32 queries into a frozen OPT or Flan-T5",
-        stages=(generate, caption),
+        stages=(represent, generate, caption),
     )
 
 
@@ -91,17 +98,25 @@ def language_model(size: str) -> LanguageModel.Config:
 
 
 def tiny() -> Recipe:
-    """BLIP-2 at CPU size, both of its stages."""
+    """BLIP-2 at CPU size, all of its stages."""
     model = replace(Opt.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512)
 
-    def stream(image_size: int) -> Stream.Config:
-        return Stream.Config(encoder=tiny_tower(image_size), projector=QFormer.Config.tiny())
+    def seeing(image_size: int) -> MultimodalSystem.Config:
+        return system_of(model, Stream.Config(encoder=tiny_tower(image_size), projector=QFormer.Config.tiny()))
 
-    systems = {"generate": system_of(model, stream(48)), "caption": system_of(model, stream(64))}
+    systems = {
+        "represent": blip_2_pretraining.tiny_system(tiny_tower(48)),
+        "generate": seeing(48),
+        "caption": seeing(64),
+    }
     small = shrunk(blip_2(), systems, dict.fromkeys(systems, desk_captions()), steps=20, image_size=64)
-    generate, caption = small.stages
-    coarse = replace(generate.processor, transforms={STREAM: ImageTransform(size=48, resize="direct")})
-    return replace(small, stages=(replace(generate, processor=coarse), caption))
+    represent, generate, caption = small.stages
+    coarse = {STREAM: ImageTransform(size=48, resize="direct")}
+    represent, generate = (
+        replace(stage, processor=replace(stage.processor, transforms=coarse)) for stage in (represent, generate)
+    )
+    represent = replace(blip_2_pretraining.livelier(represent), steps=40)
+    return replace(small, stages=(represent, generate, caption))
 
 
 def tiny_tower(image_size: int) -> EvaClipVision.Config:

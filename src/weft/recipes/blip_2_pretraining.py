@@ -1,8 +1,8 @@
 """BLIP-2's first stage: a Q-Former learns beside a frozen encoder what a text would say of the picture.
 
-Source: arXiv:2301.12597. The Q-Former starts from BERT-base, its cross-attention from nothing. What it learns goes on under the
-same names in the second stage: `takes={"represent": {"streams.*": "streams."}}` fills all of its encoder and its projector but
-the map to the language model. The published pictures are cut at random and mirrored; here they are resized.
+Source: arXiv:2301.12597. The Q-Former starts from BERT-base (`--from streams.image.projector=bert-base-uncased`), its
+cross-attention from nothing. The recipe `blip-2` begins with this stage too and goes on with what it learned. The published
+pictures are cut at random and mirrored; here they are resized.
 """
 
 from __future__ import annotations
@@ -44,9 +44,20 @@ def blip_2_pretraining(size: str = "vit-g") -> Recipe:
     """BLIP-2's first stage beside a published encoder."""
     if size not in SIZES:
         raise unknown_name("size of blip-2-pretraining", size, SIZES)
+    return Recipe(
+        name="blip-2-pretraining",
+        size=size,
+        paper="2301.12597",
+        about="a Q-Former beside a frozen encoder by contrast, matching and generation",
+        stages=(represent(size),),
+    )
+
+
+def represent(size: str) -> Stage:
+    """The stage beside a published encoder."""
     published = _TABLE[size]
     reader = QFormer.Config(vocabulary=BERT_VOCABULARY + 1, projected=False)
-    represent = Stage(
+    return Stage(
         name="represent",
         title="contrast, matching and generation: the queries learn what a text says of a picture",
         system=FusionEncoder.Config(
@@ -62,25 +73,25 @@ def blip_2_pretraining(size: str = "vit-g") -> Recipe:
         optimizer=Optimizer(learning_rate=1e-4, betas=(0.9, 0.98), weight_decay=0.05, clip_norm=None),
         schedule=Schedule(decay="cosine", warmup=2000),
     )
-    return Recipe(
-        name="blip-2-pretraining",
-        size=size,
-        paper="2301.12597",
-        about="a Q-Former beside a frozen encoder by contrast, matching and generation",
-        stages=(represent,),
-    )
 
 
 def tiny() -> Recipe:
     """BLIP-2's first stage at CPU size."""
+    system = tiny_system(replace(ClipVision.Config.tiny(), image_size=64, patch_size=16))
+    small = shrunk(blip_2_pretraining(), {"represent": system}, {"represent": desk_captions()}, steps=40, image_size=64)
+    return replace(small, stages=(livelier(small.stages[0]),))
+
+
+def tiny_system(encoder: ModalityEncoder.Config) -> FusionEncoder.Config:
+    """The published system, small, beside an encoder."""
     reader = replace(QFormer.Config.tiny(), vocabulary=TINY_VOCABULARY, context=64, projected=False)
-    system = FusionEncoder.Config(
-        streams={
-            "image": Stream.Config(encoder=replace(ClipVision.Config.tiny(), image_size=64, patch_size=16), projector=reader)
-        },
+    return FusionEncoder.Config(
+        streams={"image": Stream.Config(encoder=encoder, projector=reader)},
         start_token=TINY_VOCABULARY - len(TINY_ADDED),
         embedding_width=16,
     )
-    small = shrunk(blip_2_pretraining(), {"represent": system}, {"represent": desk_captions()}, steps=40, image_size=64)
-    (stage,) = small.stages
-    return replace(small, stages=(replace(stage, batch_size=8, optimizer=replace(stage.optimizer, learning_rate=4e-3)),))
+
+
+def livelier(stage: Stage) -> Stage:
+    """A small stage with pairs enough to tell from one another."""
+    return replace(stage, batch_size=8, optimizer=replace(stage.optimizer, learning_rate=4e-3))

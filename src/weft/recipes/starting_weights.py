@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from weft.checkpoints import bert
+from weft.checkpoints.blip_2_pretraining import read_bert
 from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
 from weft.checkpoints.visual_expert import with_experts
 from weft.checkpoints.weight_files import WeightFiles
@@ -15,7 +18,10 @@ from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import ModalityEncoder, System
 from weft.recipes.encoder_loading import PublishedEncoder
 from weft.recipes.loading import find_model_folder, read_json
+from weft.systems.accounting import on_meta
+from weft.systems.fusion_encoder import FusionEncoder
 from weft.training.model_folder import load_weights
+from weft.training.stage import Recipe
 
 _ARITHMETIC = ("num_heads", "activation", "norm_eps", "pre_norm", "stride_placement", "block", "gated")
 """Settings of an encoder that no shape shows."""
@@ -25,19 +31,15 @@ def starting_weights(assignments: Sequence[str]) -> Callable[[System], None] | N
     """What fills a fresh system from `PART=PATH` assignments; None where there are none.
 
     A part is named by the prefix of its parameters (`language_model`, `streams.image.encoder`). A path is a folder in
-    `transformers` layout, a hub name, or a Weft model folder that has the same part. Every parameter of the part is filled.
+    `transformers` layout, a hub name, or a Weft model folder that has the same part. Every parameter of the part is filled;
+    the Q-Former of BLIP-2's first stage may start from a BERT, which fills all that it has itself.
 
     Raises: ConfigError for a text that is no assignment; later, for a part that the system does not have.
     """
-    if not assignments:
-        return None
-    sources: dict[str, str] = {}
-    for text in assignments:
-        part, equals, path = text.partition("=")
-        if not equals or not part or not path:
-            raise ConfigError(f"--from takes PART=PATH, as in language_model=vicuna-7b-v1.5; got {text!r}")
-        sources[part] = path
+    return _filling(assigned(assignments)) if assignments else None
 
+
+def _filling(sources: Mapping[str, str]) -> Callable[[System], None]:
     def fill(system: System) -> None:
         for part, path in sources.items():
             _fill_part(system, part, path)
@@ -45,8 +47,48 @@ def starting_weights(assignments: Sequence[str]) -> Callable[[System], None] | N
     return fill
 
 
+def assigned(assignments: Sequence[str]) -> dict[str, str]:
+    """The paths of `PART=PATH` assignments by part. Raises: ConfigError for a text that is no assignment."""
+    sources: dict[str, str] = {}
+    for text in assignments:
+        part, equals, path = text.partition("=")
+        if not equals or not part or not path:
+            raise ConfigError(f"--from takes PART=PATH, as in language_model=vicuna-7b-v1.5; got {text!r}")
+        sources[part] = path
+    return sources
+
+
+def starting_stages(assignments: Sequence[str], recipe: Recipe) -> dict[str, Callable[[System], None]]:
+    """By stage of a recipe, what fills its fresh system: a part is filled in the first stage whose system has it.
+
+    Raises: ConfigError for a part that no stage has, and for one that its stage takes from earlier ones.
+    """
+    sources, known = assigned(assignments), set[str]()
+    filling: dict[str, Callable[[System], None]] = {}
+    for index, stage in enumerate(recipe.stages):
+        if not sources:
+            break
+        system = on_meta(stage.system)
+        known |= (names := _parts(system))
+        here = {part: sources.pop(part) for part in tuple(sources) if part in names}
+        for part in here if index else ():
+            inside = (name for name, _ in system.named_parameters() if name.startswith(f"{part}."))
+            if not all(any(fnmatchcase(name, pattern) for pattern in stage.new) for name in inside):
+                raise ConfigError(f"stage {stage.name!r} takes {part} from earlier stages; leave out --from {part}")
+        if here:
+            filling[stage.name] = _filling(here)
+    if sources:
+        raise unknown_name("part", next(iter(sources)), known)
+    return filling
+
+
+def _parts(system: System) -> set[str]:
+    """The names of what has a config of its own."""
+    return {name for name, module in system.named_modules() if name and hasattr(module, "config")}
+
+
 def _fill_part(system: System, part: str, path: str) -> None:
-    known = {name for name, module in system.named_modules() if name and hasattr(module, "config")}
+    known = _parts(system)
     if part not in known:
         raise unknown_name("part", part, known)
     module = system.get_submodule(part)
@@ -60,6 +102,9 @@ def _fill_part(system: System, part: str, path: str) -> None:
         published = PublishedEncoder.in_folder(folder)
         _check_same_kind(part, module, published)
         published.fill(module)
+        return
+    if kind in bert.FORMAT.model_types and isinstance(system, FusionEncoder) and module is system.reader:
+        read_bert(system, files, bert.read_config(read_json(folder / "config.json")), str(files.path))
         return
     layout = _layout_of(module, kind)
     key_map = layout.key_map(module.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from weft.recipes.catalogue import own_tokenizer
 from weft.recipes.chosen_data import check_files, skipping_broken, with_data
 from weft.recipes.loading import find_model_folder
 from weft.recipes.shrinking import tiny_tokenizer
-from weft.recipes.starting_weights import starting_weights
+from weft.recipes.starting_weights import assigned, starting_stages
+from weft.systems.fusion_encoder import FusionEncoder
 from weft.training.stage import Recipe
 from weft.training.trainer import Trainer
 
@@ -43,17 +45,21 @@ class TrainingRun:
         recipe = with_data(self.recipe, self.data, self.images)
         recipe = skipping_broken(recipe) if self.skip_broken else recipe
         check_files(recipe)
-        initialise = starting_weights(self.start)
+        initialise = starting_stages(self.start, recipe)
         return Trainer(recipe, folder, tokenizer=self.find_tokenizer(), initialise=initialise, **options)
 
     def find_tokenizer(self) -> Tokenizer:
         """The tokenizer of this run. Raises: ConfigError where none is given."""
         if self.tokenizer is not None:
             return Tokenizer.from_file(self.tokenizer)
-        for text in self.start:
-            part, _, path = text.partition("=")
-            if part in ("language_model", "text"):
-                return Tokenizer.from_file(find_model_folder(path))
+        start = assigned(self.start)
+        reader = self._reader_tokenizer(start)
+        for part in ("language_model", "text"):
+            if part in start:
+                words = Tokenizer.from_file(find_model_folder(start[part]))
+                return words if reader is None else words.with_instructions(reader)
+        if reader is not None:
+            return reader
         if self.tiny:
             return tiny_tokenizer()
         if (own := own_tokenizer(self.recipe.name)) is not None:
@@ -64,3 +70,11 @@ class TrainingRun:
             f"recipe {self.recipe.name!r} needs the tokenizer of its language model; give --tokenizer FILE, or start from "
             "published weights with --from language_model=PATH, which bring theirs"
         )
+
+    def _reader_tokenizer(self, start: Mapping[str, str]) -> Tokenizer | None:
+        """That of the BERT from which the Q-Former of BLIP-2's first stage starts, with the token that captions begin with."""
+        for stage in self.recipe.stages:
+            if isinstance(stage.system, FusionEncoder.Config):
+                path = start.get(f"streams.{stage.system.stream}.projector")
+                return None if path is None else Tokenizer.from_file(find_model_folder(path)).with_special(("[DEC]",))
+        return None

@@ -119,6 +119,10 @@ class FusionEncoder(System):
             return self.streams[stream].encoder.layout()
 
         @property
+        def reads_instructions_alone(self) -> bool:
+            return True
+
+        @property
         def context(self) -> int:
             return self.reader.context
 
@@ -147,9 +151,14 @@ class FusionEncoder(System):
         return cast(Stream, self.streams[name])
 
     @property
+    def reader(self) -> nn.Module:
+        """The Q-Former."""
+        return self.stream(self.config.stream).projector
+
+    @property
     def transformer(self) -> QueryTransformer:
         """The transformer of queries and text."""
-        return cast(QueryTransformer, self.stream(self.config.stream).projector.transformer)
+        return cast(QueryTransformer, self.reader.transformer)
 
     def encode(self, batch: MultimodalBatch) -> dict[str, MediaFeatures]:
         media = batch.media[self.config.stream]

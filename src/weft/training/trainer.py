@@ -54,8 +54,9 @@ _STEPS_AHEAD = 4
 class Trainer:
     """Trains the stages of a recipe in order and leaves a model folder per stage.
 
-    `initialise` fills the first stage's fresh system (published weights). Checkpoints are written every `checkpoint_every`
-    steps, or every `checkpoint_seconds`, and on Ctrl-C; the last `keep_checkpoints` stay until their stage is finished.
+    `initialise` has by stage what fills its fresh system (published weights), before what it takes from earlier stages.
+    Checkpoints are written every `checkpoint_every` steps, or every `checkpoint_seconds`, and on Ctrl-C; the last
+    `keep_checkpoints` stay until their stage is finished.
     On a CPU, `processes` of one thread each share every step's samples; a run goes on with as many as it was started with.
 
     Raises: ConfigError, before anything is written, for a recipe that cannot be trained as it stands.
@@ -70,7 +71,7 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str | None = None,
         callbacks: Sequence[TrainingCallback] = (),
-        initialise: Callable[[System], None] | None = None,
+        initialise: Mapping[str, Callable[[System], None]] | None = None,
         checkpoint_every: int | None = None,
         checkpoint_seconds: float = 120.0,
         keep_checkpoints: int = 2,
@@ -85,7 +86,7 @@ class Trainer:
         self.seed = seed
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.callbacks = tuple(callbacks)
-        self.initialise = initialise
+        self.initialise = dict(initialise or {})
         self.checkpoints = Checkpoints(self.folder.checkpoints, keep_checkpoints)
         self.checkpoint_every = checkpoint_every
         self.checkpoint_seconds = checkpoint_seconds
@@ -171,10 +172,9 @@ class Trainer:
             load_weights(system, read_weights(place), str(place))
             return system.to(self.device)
         system = stage.system.build()
-        if index == 0:
-            if self.initialise is not None:
-                self.initialise(system)
-        else:
+        if stage.name in self.initialise:
+            self.initialise[stage.name](system)
+        if index:
             unplaced = take(stage, system, lambda name: read_weights(self.folder.stage(name) / WEIGHTS))
             if unplaced:
                 shown = ", ".join(unplaced[:8])
