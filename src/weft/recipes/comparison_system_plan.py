@@ -8,6 +8,7 @@ from functools import cache
 
 from weft.core.conversation import Conversation, Text
 from weft.core.errors import ConfigError, unknown_name
+from weft.core.interfaces import System
 from weft.data.desk.dataset import DeskConversations
 from weft.data.tokenizers import Tokenizer
 from weft.fusion.cross_attention import CrossAttention
@@ -17,7 +18,8 @@ from weft.projectors.qformer import QFormer
 from weft.recipes.catalogue import tiny_names, tiny_recipe
 from weft.recipes.comparison_candidates import PLACES, chosen, seeds_of
 from weft.recipes.comparison_plan import STREAM, Candidate, PartsPlan, Plan
-from weft.recipes.comparison_systems import TYPES, at_desk, shared_stages, system_at_desk
+from weft.recipes.comparison_shared import STARTS, TYPES, shared_stages
+from weft.recipes.comparison_systems import at_desk, system_at_desk
 from weft.recipes.desk import BOXES, SPECIAL, VOCABULARY
 from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
 from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
@@ -30,7 +32,6 @@ SEVERAL_SEEDS = ("llava-1.5", "blip-2", "blip-2-t5", "flamingo", "cogvlm")
 """One of each family of fusions: tokens, Q-Former, encoder-decoder, gated cross-attention, visual expert."""
 IMAGE_TOKEN = "<image>"
 _BASE = ("language", "text_only")  # every comparison trains these
-_FIRST = {"represent": ("tower",), "text_only": ("language",)}  # shared stages that start from others
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class SystemsPlan(Plan):
         stages = shared_stages()
         needed = {stage.name for candidate in self.candidates for stage in candidate.recipe.stages} | set(_BASE)
         return tuple(
-            Recipe(name=name, stages=tuple(stages[part] for part in (*_FIRST.get(name, ()), name)))
+            Recipe(name=name, stages=tuple(stages[part] for part in (*STARTS.get(name, ()), name)))
             for name in stages
             if name in needed
         )
@@ -155,8 +156,9 @@ def _why_not(recipe: Recipe) -> str:
 def _on_t5(recipe: Recipe) -> Recipe:
     """BLIP-2's recipe on its other kind of language model."""
 
-    def moved(system: object) -> MultimodalSeq2Seq.Config:
-        assert isinstance(system, MultimodalLM.Config)
+    def moved(system: System.Config) -> System.Config:
+        if not isinstance(system, MultimodalLM.Config):
+            return system
         return MultimodalSeq2Seq.Config(language_model=T5.Config.tiny(), streams=system.streams, fusions=system.fusions)
 
     return replace(recipe, stages=tuple(replace(stage, system=moved(stage.system)) for stage in recipe.stages))

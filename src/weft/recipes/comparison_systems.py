@@ -14,8 +14,9 @@ which questions. What differs from the recipe, and why:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,9 @@ from weft.core.errors import ConfigError
 from weft.core.interfaces import Fusion, InputProjector, LanguageModel, ModalityEncoder
 from weft.data.dataset import Dataset
 from weft.data.datasets.joined import Joined
-from weft.data.desk.dataset import DeskConversations
 from weft.data.images import HALF
 from weft.data.media_transform import MediaTransform
 from weft.data.tiles import PictureTiles
-from weft.encoders.dinov2 import Dinov2
 from weft.encoders.mixture import Mixture
 from weft.encoders.mllama import Mllama
 from weft.encoders.patch_vision import PatchVision
@@ -36,11 +35,6 @@ from weft.fusion.cross_attention import CrossAttention, GatedDense, GatedSwiGLU
 from weft.fusion.token_concatenation import TokenConcatenation
 from weft.fusion.visual_expert import VisualExpert
 from weft.language_models.decoder import Decoder
-from weft.language_models.mpt import Mpt
-from weft.language_models.opt import Opt
-from weft.language_models.t5 import T5
-from weft.objectives.image_text_pretraining import ImageTextPretraining
-from weft.objectives.next_token import NextToken
 from weft.projectors.perceiver import Perceiver
 from weft.projectors.positioned import Positioned
 from weft.projectors.qformer import QFormer
@@ -48,131 +42,50 @@ from weft.projectors.qwen_resampler import QwenResampler
 from weft.projectors.tiles import Tiles
 from weft.recipes.comparison_candidates import DESK_SIZES
 from weft.recipes.comparison_plan import STREAM
-from weft.recipes.desk import BOXES, CAPTIONS, CHAT, GENTLE_MUON, LANGUAGE, MUON, TOWER, TRANSFORM, TWO_TOWERS, VOCABULARY, desk
+from weft.recipes.comparison_shared import (
+    ASKED,
+    BATCH,
+    DINO,
+    HEAD_WIDTH,
+    LANGUAGE_MODELS,
+    MAX_TOKENS,
+    NAMED,
+    QUERIES,
+    READER,
+    STARTS,
+    TALK,
+    TURNS,
+    questions,
+    shared_stages,
+)
+from weft.recipes.desk import CHAT, GENTLE_MUON, LANGUAGE, MUON, TOWER, TRANSFORM
 from weft.systems.fusion_encoder import FusionEncoder
-from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem, Stream
+from weft.systems.multimodal_lm import MultimodalSystem
 from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
-from weft.training.stage import Optimizer, Recipe, Schedule, Stage
+from weft.training.stage import Optimizer, Recipe, Stage
 
-TYPES = ("name_single", "leftmost", "rightmost", "largest", "count", "count_colour", "read")
-"""What every system is asked: short answers that a small budget can learn."""
-ASKED = dict.fromkeys((*TYPES, "caption_short"), 1.0)
-NAMED = dict.fromkeys(("caption_short", "caption_detailed", "name_single"), 1.0)
-"""What the stages before a system's last are asked."""
-TURNS, BATCH = 4, 24
-MAX_TOKENS = 384
 _EARLIER = 0.2  # of a system's steps, for each stage before its last
 _MANY_TOKENS, _FEWER = 100, 0.7  # a picture of more tokens than these takes so much of the steps, for about the same time
 
-TOWER_STEPS, READING_STEPS, GUESSING_STEPS, QUERY_STEPS = 400, 800, 150, 500
-
 _ENCODER, _PROJECTOR, _LANGUAGE = f"streams.{STREAM}.encoder.", f"streams.{STREAM}.projector.", "language_model."
-_TALK = Schedule(decay="trapezoid", warmup=0.03, cooldown=0.3)
-_SIZE: dict[str, Any] = {"vocabulary": VOCABULARY, "width": LANGUAGE.width, "num_layers": 4, "num_heads": 2, "context": 512}
-LANGUAGE_MODELS: dict[type, tuple[str, LanguageModel.Config]] = {
-    Decoder.Config: ("language", LANGUAGE),
-    Opt.Config: ("language_opt", Opt.Config(**_SIZE, feed_forward_width=512)),
-    Mpt.Config: ("language_mpt", Mpt.Config(**_SIZE)),
-    T5.Config: (
-        "language_t5",
-        T5.Config(**_SIZE, num_decoder_layers=4, head_width=64, feed_forward_width=384, activation="gelu"),
-    ),
-}
-"""By kind of language model the stage that trains it, and its form."""
-DINO = Dinov2.Config(**DESK_SIZES["encoders"]["dinov2"])
-_QUERIES: dict[str, Any] = {**DESK_SIZES["projectors"]["q_former"], "context": 128}
-READER = QFormer.Config(**_QUERIES, vocabulary=VOCABULARY + 1, projected=False)
 TILE = 32  # Llama 3.2: a desk fills two by two
 
 
-def shared_stages() -> dict[str, Stage]:
-    """What systems start from, by name."""
-    tower = replace(desk().stage("tower"), steps=TOWER_STEPS)
-    stages = [
-        tower,
-        replace(tower, name="tower_dinov2", system=replace(TWO_TOWERS, media=DINO), new=("*",)),
-        *(_reading(name, config) for name, config in LANGUAGE_MODELS.values()),
-        replace(
-            _reading("text_only", LANGUAGE),
-            title="the same language model learns what is answered without a picture: the text-only baseline",
-            new=(),
-            takes={"language": {"*": ""}},
-            data=_questions("train", ASKED, "blind", seed=1),
-            validation=_questions("validation", ASKED, "blind"),
-            steps=GUESSING_STEPS,
-        ),
-        Stage(
-            name="represent",
-            title="BLIP-2's first stage: queries learn what a text says of a picture",
-            system=FusionEncoder.Config(
-                streams={STREAM: Stream.Config(encoder=TOWER, projector=READER)}, start_token=VOCABULARY, embedding_width=64
-            ),
-            train=("*", f"!{_ENCODER}*"),
-            takes={"tower": {"media.*": _ENCODER}},
-            new=(f"{_PROJECTOR}*", "media_projection.*", "text_projection.*", "*head.*", "words.*", "*temperature*", "*scale*"),
-            processor=replace(CAPTIONS, template="blip_2_caption"),
-            data=DeskConversations.Config(kind="caption"),
-            validation=DeskConversations.Config(kind="caption", split="validation"),
-            objective=ImageTextPretraining.Config(),
-            batch_size=48,
-            steps=QUERY_STEPS,
-            max_tokens=96,
-            optimizer=Optimizer(learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.05),
-            schedule=_TALK,
-        ),
-    ]
-    return {stage.name: stage for stage in stages}
-
-
-def _reading(name: str, model: LanguageModel.Config) -> Stage:
-    """A language model learns to answer about scenes that it is told."""
-    system: MultimodalSystem.Config = (
-        MultimodalSeq2Seq.Config(language_model=model)
-        if isinstance(model, T5.Config)
-        else MultimodalLM.Config(language_model=model)
-    )
-    single, mix = isinstance(model, T5.Config), ASKED | NAMED
-    return Stage(
-        name=name,
-        title="a language model learns to answer about scenes that are written out",
-        system=system,
-        train=("*",),
-        new=("*",),
-        processor=CHAT,
-        data=_questions("train", mix, "text", single=single),
-        validation=_questions("validation", mix, "text", single=single),
-        objective=NextToken.Config(),
-        batch_size=2 * BATCH if single else BATCH,
-        steps=READING_STEPS,
-        max_tokens=MAX_TOKENS,
-        packing=True,
-        optimizer=MUON,
-        schedule=_TALK,
-    )
-
-
-def _questions(
-    split: Any, mix: Mapping[str, float], kind: Any = "dialogue", seed: int = 0, single: bool = False
-) -> DeskConversations.Config:
-    """Eight questions a picture: two conversations of four, or, `single`, eight of one."""
-    turns = 1 if single else TURNS
-    return DeskConversations.Config(
-        kind=kind, split=split, seed=seed, mix=mix, boxes=BOXES, num_turns=turns, conversations_per_scene=2 * TURNS // turns
-    )
-
-
 def at_desk(recipe: Recipe, steps: int) -> Recipe:
-    """The whole of a row: shared stages that the system starts from, then the recipe's own stages in `steps` steps."""
-    shared, needed = shared_stages(), _needed(recipe)
-    if _tokens(recipe.stages[-1]) > _MANY_TOKENS:
+    """The whole of a row: shared stages that the system starts from, then the recipe's own stages in `steps` steps.
+
+    A first stage without a language model is shared by all that start from its Q-Former.
+    """
+    stages = [stage for stage in recipe.stages if not isinstance(stage.system, FusionEncoder.Config)]
+    if _tokens(stages[-1]) > _MANY_TOKENS:
         steps = max(1, round(_FEWER * steps))
-    each = max(1, round(_EARLIER * steps))
-    last = len(recipe.stages) - 1
-    own = []
-    for index, stage in enumerate(recipe.stages):
-        own.append(_stage_at_desk(stage, max(1, steps - last * each) if index == last else each, index == last, index + 2))
-    own[0] = replace(own[0], takes=_start(recipe.stages[0]), new=_fresh(own[0]))
-    return replace(recipe, stages=(*(shared[name] for name in needed), *own))
+    earlier, last = max(1, round(_EARLIER * steps)), len(stages) - 1
+    own = [_stage_at_desk(stage, earlier, NAMED, seed) for seed, stage in enumerate(stages[:-1], start=2)]
+    own.append(_stage_at_desk(stages[-1], max(1, steps - last * earlier), ASKED, last + 2))
+    start, shared = _start(stages[0]), shared_stages()
+    own[0] = replace(own[0], takes=start, new=_fresh(own[0]))
+    needed = {*start, *(name for first in start for name in STARTS.get(first, ()))}
+    return replace(recipe, stages=(*(stage for name, stage in shared.items() if name in needed), *own))
 
 
 def _tokens(stage: Stage) -> int:
@@ -183,42 +96,47 @@ def _tokens(stage: Stage) -> int:
     return stream.projector.num_tokens(opened.layout)
 
 
-def _stage_at_desk(stage: Stage, steps: int, last: bool, seed: int) -> Stage:
+def _stage_at_desk(stage: Stage, steps: int, mix: Mapping[str, float], seed: int) -> Stage:
     system = system_at_desk(stage.system)
     # a decoder writes one answer, and a Q-Former that reads instructions reads one
     single = isinstance(system, MultimodalSeq2Seq.Config) or system.instruction_vocabulary(STREAM) is not None
-    mix = ASKED if last else NAMED
-    data: Dataset.Config = _questions("train", mix, seed=seed, single=single)
+    data: Dataset.Config = questions("train", mix, seed=seed, single=single)
     batch = TURNS * BATCH if single else BATCH
     joined = isinstance(stage.data, Joined.Config)
     if isinstance(stage.data, Joined.Config):  # documents of several pictures
-        one = _questions("train", mix, seed=seed, single=True)
+        one = questions("train", mix, seed=seed, single=True)
         data, batch = Joined.Config(of=replace(one, conversations_per_scene=1), number=stage.data.number), BATCH // 2
-    trained_before = not isinstance(system.streams[STREAM].encoder, PatchVision.Config | Mllama.Config)
     train = tuple(p for p in stage.train if not p.startswith(f"!{_ENCODER}"))
-    trains_tower = any(p in ("*", "streams.*", f"streams.{STREAM}.*", f"{_ENCODER}*") for p in train)
-    rates = {p: r for p, r in stage.optimizer.rates.items() if not p.startswith(_ENCODER)}
-    if trains_tower and trained_before:
-        rates[f"{_ENCODER}*"] = 0.1
-    if trains_tower and isinstance(system.streams[STREAM].encoder, Mllama.Config):
-        rates[f"{_ENCODER}local_blocks.*"] = 0.1
     return replace(
         stage,
         system=system,
         train=train,
         processor=replace(CHAT, transforms={STREAM: _transform(stage.processor.transforms[STREAM], system)}),
         data=data,
-        validation=_questions("validation", mix, single=single),
+        validation=questions("validation", mix, single=single),
         batch_size=batch,
         micro_batch_size=None,
         steps=steps,
         epochs=None,
         max_tokens=512 if joined else MAX_TOKENS,
         packing=True,
-        optimizer=replace(GENTLE_MUON, rates=rates),
-        schedule=_TALK,
+        optimizer=_optimizer(stage.optimizer, train, system.streams[STREAM].encoder),
+        schedule=TALK,
         precision="bf16",
     )
+
+
+def _optimizer(published: Optimizer, train: Sequence[str], encoder: ModalityEncoder.Config) -> Optimizer:
+    """The demo's, with what the recipe trains at rates of its own, such as gates.
+
+    What a frozen language model is shown through begins anew and learns faster than a model that has learned before. Tower and
+    blocks that were trained before learn at a tenth of the rate: Muon would make them forget.
+    """
+    rates = {pattern: rate for pattern, rate in published.rates.items() if not pattern.startswith(_ENCODER)}
+    if not isinstance(encoder, PatchVision.Config) and any(fnmatchcase(f"{_ENCODER}*", pattern) for pattern in train):
+        rates[f"{_ENCODER}local_blocks.*" if isinstance(encoder, Mllama.Config) else f"{_ENCODER}*"] = 0.1
+    talks = any(fnmatchcase(f"{_LANGUAGE}*", pattern) for pattern in train)
+    return replace(GENTLE_MUON if talks else MUON, rates=rates)
 
 
 def system_at_desk(config: Any) -> MultimodalSystem.Config:
@@ -260,7 +178,7 @@ def _encoder(encoder: ModalityEncoder.Config) -> ModalityEncoder.Config:
 def _projector(projector: InputProjector.Config, encoder: ModalityEncoder.Config, in_text: bool) -> InputProjector.Config:
     if isinstance(projector, QFormer.Config):
         reads = None if projector.vocabulary is None else READER.vocabulary
-        return replace(projector, **_QUERIES, vocabulary=reads)
+        return replace(projector, **QUERIES, vocabulary=reads)
     if isinstance(projector, Perceiver.Config):
         sizes: dict[str, Any] = {**DESK_SIZES["projectors"]["perceiver"], "width": None, "head_width": 64}
         return replace(projector, **sizes, num_frames=None, num_media=None)
@@ -279,7 +197,7 @@ def _fusion(fusion: Fusion.Config, encoder: ModalityEncoder.Config) -> Fusion.Co
         return fusion
     block = fusion.block
     if isinstance(block, GatedDense) and block.num_heads is not None:
-        block = replace(block, num_heads=LANGUAGE.num_heads, head_width=64)
+        block = replace(block, num_heads=LANGUAGE.num_heads, head_width=HEAD_WIDTH)
     if isinstance(block, GatedSwiGLU) and block.num_key_value_heads is not None:
         block = replace(block, num_key_value_heads=LANGUAGE.num_key_value_heads)
     width = None if fusion.memory_width is None else encoder.output_width
@@ -292,14 +210,6 @@ def _transform(transform: MediaTransform, system: MultimodalSystem.Config) -> Me
         size = system.streams[STREAM].encoder.unit_shape[-1]
         return replace(transform, view=replace(transform.view, size=size, resize="direct", mean=HALF, std=HALF))
     return TRANSFORM["image"]
-
-
-def _needed(recipe: Recipe) -> tuple[str, ...]:
-    """The shared stages that a system starts from, in order."""
-    takes = set(_start(recipe.stages[0]))
-    if "represent" in takes:
-        takes.add("tower")
-    return tuple(name for name in shared_stages() if name in takes)
 
 
 def _start(stage: Stage) -> dict[str, dict[str, str]]:
