@@ -5,8 +5,8 @@ rows more than its head, for ids that are read and never said. Files are written
 which 5.x reads too; both are read.
 
 Two rules stand in no file: which states of the local blocks are features, and what a token before the first picture sees. Read
-here are Meta's, for which the published weights were trained; `transformers` 5 has others, whichever folder it opens
-(`Mllama.Config.kept_states`, `GatedSwiGLU.reference`).
+here are Meta's, for which the published weights were trained; `transformers` 5 has others, whichever folder it opens:
+`as_transformers` gives a system those.
 
 Source: `MllamaForConditionalGeneration`; The Llama 3 Herd of Models, arXiv:2407.21783.
 """
@@ -223,6 +223,23 @@ def write_config(config: MultimodalLM.Config, image_token: int | None = None) ->
             "pad_token_id": None,
         },
     }
+
+
+def as_transformers(config: MultimodalLM.Config) -> MultimodalLM.Config:
+    """The same system with the rules of `transformers` 5: features are what leaves the local blocks, and a token before the
+    first picture of a row sees all of them, blank tiles too.
+
+    The library also shows such a token the pictures that fill up a row with fewer than another of its batch; here rows do not
+    depend on each other.
+    """
+    _, encoder, fused = _parts(config)
+    assert isinstance(fused.block, GatedSwiGLU)
+    stream = config.streams[STREAM]
+    return replace(
+        config,
+        streams={STREAM: replace(stream, encoder=replace(encoder, kept_states="outputs", blank_tiles=True))},
+        fusions=(replace(fused, block=replace(fused.block, reference="hf")),),
+    )
 
 
 def _parts(config: MultimodalLM.Config) -> tuple[Decoder.Config, Mllama.Config, CrossAttention.Config]:

@@ -41,8 +41,10 @@ class WeightFiles(Mapping[str, Tensor]):
             self._file = dict.fromkeys(self._keys_of(self.path), self.path)
 
     def __getitem__(self, key: str) -> Tensor:
-        file = self._opened[self._file[key]]
-        return file[key] if isinstance(file, dict) else file.get_tensor(key)
+        path = self._file[key]
+        file = self._opened[path]
+        # a tensor of its own opening: with it go the pages of the file that it read, which one handle for all would keep
+        return file[key] if isinstance(file, dict) else _open_safetensors(path).get_tensor(key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,12 +80,14 @@ class MediaFeatures:
 class MediaTokens:
     """Projected tokens, flat and in item order.
 
-    Shapes: `values` [P, D], `item` [P]; `spans` [S, 5] = item, offset in the item, row, start, length, once the batch is known.
+    Shapes: `values` [P, D], `item` [P]; `spans` [S, 5] = item, offset in the item, row, start, length, once the batch is known;
+    `filling` [P] bool, the tokens that only fill an item up, None where there are none.
     """
 
     values: Tensor
     item: Tensor
     spans: Tensor | None = None
+    filling: Tensor | None = None
 
     @staticmethod
     def from_units(values: Tensor, features: MediaFeatures) -> MediaTokens:
@@ -97,7 +99,8 @@ class MediaTokens:
         """Tokens [N, L, D], one a feature; what stands behind the end of a shorter unit, as its layout says, is left out."""
         lengths = [layout.height * layout.width for layout in features.layout]
         if min(lengths, default=values.shape[1]) == values.shape[1]:
-            return MediaTokens.from_units(values, features)
+            tokens = MediaTokens.from_units(values, features)
+            return tokens if features.valid is None else replace(tokens, filling=~features.valid.flatten())
         counts = torch.tensor(lengths, device=features.unit_item.device)[features.unit_item]
         real = torch.arange(values.shape[1], device=counts.device) < counts[:, None]
         return MediaTokens(values[real], features.unit_item.repeat_interleave(counts))

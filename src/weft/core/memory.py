@@ -11,6 +11,9 @@ from torch import Tensor
 
 from weft.core.attention_rule import AttentionRule
 
+NOTHING, FILLING = -1, -2
+"""In the place of an item's number: no feature; one that only fills its item up, seen by who looks at everything."""
+
 Visibility = Literal["preceding", "preceding_in_document", "all_preceding", "next", "run"]
 """Which media a token sees: the nearest one at or before it (Flamingo), that one until its document ends (IDEFICS), all at or
 before it, the nearest one at or behind it (the other half of Flamingo's training documents), or the nearest run of adjacent
@@ -35,8 +38,8 @@ class View(NamedTuple):
 class Memory:
     """Features beside the text of each row.
 
-    Shapes: `values` [B, N, C]; `item` [B, M] the item of each feature, numbered within the packed row, -1 where there is no
-    feature; `visible` [B, T, 2] the first and the last item that a token sees, inclusive, first > last: none; `place` [B, M]
+    Shapes: `values` [B, N, C]; `item` [B, M] the item of each feature, numbered within the packed row, or `NOTHING` or
+    `FILLING`; `visible` [B, T, 2] the first and the last item that a token sees, inclusive, first > last: none; `place` [B, M]
     the index of the token at which a feature's item stands, None where items stand nowhere in the text. N is M, or fewer where
     a cache already holds the keys and values of the first M - N features.
     """
@@ -84,13 +87,13 @@ class Memory:
     @cached_property
     def seeing_all(self) -> Memory:
         """The same with the tokens that see nothing looking at everything in their row."""
-        everything = torch.tensor([0, torch.iinfo(self.visible.dtype).max], device=self.visible.device)
+        everything = torch.tensor([FILLING, torch.iinfo(self.visible.dtype).max], device=self.visible.device)
         return replace(self, visible=torch.where(self.sighted[..., None], self.visible, everything))
 
     @staticmethod
     def _seen(item: Tensor, visible: Tensor) -> Tensor:
         """Shapes: item [G, M], visible [G, 2] -> [G, M] bool."""
-        return (item >= visible[:, :1]) & (item <= visible[:, 1:]) & (item >= 0)
+        return (item >= visible[:, :1]) & (item <= visible[:, 1:]) & (item != NOTHING)
 
 
 def _members(group: Tensor, groups: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -69,7 +69,8 @@ class Mllama(ModalityEncoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(ModalityEncoder.Config):
         """`kept_states`: of the local blocks in `kept_layers`, the inputs, as in Meta's code and for its weights, or the
-        outputs, as in `transformers` since 5."""
+        outputs, as in `transformers` since 5. `blank_tiles`: the features of what fills a picture up are given too, marked as
+        not valid; in `transformers` they are seen by tokens that see no picture."""
 
         image_size: int = 448
         patch_size: int = 14
@@ -82,6 +83,7 @@ class Mllama(ModalityEncoder):
         max_tiles: int = 4
         kept_layers: tuple[int, ...] = (3, 7, 15, 23, 30)
         kept_states: Literal["inputs", "outputs"] = "inputs"
+        blank_tiles: bool = False
         norm_eps: float = 1e-5
 
         def __post_init__(self) -> None:
@@ -189,7 +191,12 @@ class Mllama(ModalityEncoder):
             state, _ = block(state, {}, context)
         interleaved = torch.stack(kept, -1).flatten(-2) if kept else state[..., :0]
         values = torch.cat((state, interleaved), -1).view(*hidden.shape[:3], -1)
-        return MediaFeatures(values[:, :, :positions][place], unit_item, layout)
+        values, real = values[:, :, :positions], real[..., :positions]
+        if not c.blank_tiles:
+            return MediaFeatures(values[place], unit_item, layout)
+        item = torch.arange(len(layout), device=unit_item.device).repeat_interleave(c.max_tiles)
+        filled = tuple(replace(each, tile_rows=c.max_tiles, tile_columns=1) for each in layout)
+        return MediaFeatures(values.flatten(0, 1), item, filled, real.flatten(0, 1))
 
     def _embedded(self, patches: Tensor, grid: Tensor) -> Tensor:
         """What enters the local blocks: class token, positions, tables, norm, padding.

@@ -14,7 +14,7 @@ from weft.core import config
 from weft.core.errors import ConfigError, MediaTokenMismatch
 from weft.core.interfaces import Fusion, LanguageModel
 from weft.core.media import MediaTokens
-from weft.core.memory import Memory, Visibility
+from weft.core.memory import FILLING, Memory, Visibility
 from weft.core.sequence import TokenSequence
 from weft.layers.feed_forward import FeedForward, GatedFeedForward
 from weft.layers.gated_cross_attention import GatedCrossAttention
@@ -63,7 +63,7 @@ class GatedSwiGLU(BlockForm):
     Sizes that are None are the language model's. `gates`: one number for a branch, or one for each channel. With
     `blind_feed_forward` False the feed-forward leaves out the tokens that see no medium, and a text without media is not
     changed at all. `reference` says what attention gives such a token where its row has media: nothing, as in the code that
-    Meta released ("meta"), or what it finds in all of them, as in `transformers` ("hf").
+    Meta released ("meta"), or what it finds in all of them and in what fills them up, as in `transformers` ("hf").
     Source: IDEFICS, arXiv:2306.16527; Llama 3.2 Vision, arXiv:2407.21783.
     """
 
@@ -210,6 +210,8 @@ def beside(items: MediaTokens, visible: Tensor) -> Memory:
     at = row[owner] * width + column[owner] + inside
     item, place = (torch.full((rows * width,), -1, device=spans.device) for _ in range(2))
     item[at], place[at] = number[owner], spans[owner, 3]
+    if items.filling is not None:
+        item[at] = torch.where(items.filling[source], FILLING, item[at])
     values = items.values.new_zeros(rows * width, items.values.shape[1]).index_copy(0, at, items.values[source])
     return Memory(values.view(rows, width, -1), item.view(rows, width), visible, place.view(rows, width))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weft.core.memory import Memory
+from weft.core.memory import NOTHING, Memory
 from weft.inference.storage import stored_precision
 
 
@@ -27,7 +27,7 @@ class MemoryCache:
         Its items, numbered from 0 in the part, go on from those of the row.
         """
         known = self.item.amax(1, keepdim=True) + 1 if self.item.shape[1] else self.item.new_zeros(len(self.item), 1)
-        item = torch.where(memory.item < 0, -1, memory.item + known)
+        item = torch.where(memory.item < 0, memory.item, memory.item + known)
         place = torch.full_like(item, -1) if memory.place is None else memory.place + before
         self.item, self.place = torch.cat((self.item, item), 1), torch.cat((self.place, place), 1)
         return Memory(memory.values, self.item, memory.visible)
@@ -55,6 +55,6 @@ class MemoryCache:
         """Forget the items that stand at token `length` or behind it."""
         kept = self.place < length
         columns = kept.any(0)
-        self.item = torch.where(kept, self.item, -1)[:, columns]
+        self.item = torch.where(kept, self.item, NOTHING)[:, columns]
         self.place = self.place[:, columns]
         self._layers = {layer: (k[:, :, columns], v[:, :, columns]) for layer, (k, v) in self._layers.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from weft.recipes.loading import find_model_folder, read_json
 
 TOKENIZER, LANGUAGE_MODEL, ENCODER = "tokenizer", "language_model", "streams.image.encoder"
 PARTS = (TOKENIZER, LANGUAGE_MODEL, ENCODER)
+_TOKENIZER_FILES = ("tokenizer.", "spiece.", "qwen.tiktoken")
 
 
 class BasePart(NamedTuple):
@@ -45,8 +46,13 @@ class BaseParts:
         self._folders = dict(folders)
 
     def tokenizer_in(self, folder: Path) -> Path:
-        """Where the tokenizer is: in the folder given for it, in the language model's, else in the model's own."""
+        """Where the tokenizer is: in the folder given for it, in the language model's, else in the model's own.
+
+        Raises: ConfigError where that holds none.
+        """
         given = self._folders.get(TOKENIZER) or self._folders.get(LANGUAGE_MODEL)
+        if given is None and not any(path.name.startswith(_TOKENIZER_FILES) for path in folder.iterdir()):
+            raise _absent(TOKENIZER, folder)
         if given is None:
             return folder
         return Path(given) if Path(given).is_dir() else find_model_folder(given)
@@ -76,10 +82,18 @@ class BaseParts:
 def needed(part: BasePart | None, name: str, folder: Path) -> BasePart:
     """A part that a folder cannot do without. Raises: ConfigError that says how to give it."""
     if part is None:
-        raise ConfigError(
-            f"{folder} does not hold its {name}; give the folder that does: --from {name}=PATH, or parts={{{name!r}: PATH}}"
-        )
+        raise _absent(name, folder)
     return part
+
+
+def _absent(name: str, folder: Path) -> ConfigError:
+    way = f"--from {name}=PATH, or parts={{{name!r}: PATH}}"
+    return ConfigError(f"{folder} does not hold its {name}; give the folder that does: {way}")
+
+
+def _filled(table: KeyMap, tensors: Mapping[str, Tensor]) -> set[str]:
+    """The parameters that some tensors become."""
+    return {name for step in table.plan(tensors).steps for name in step.outputs}
 
 
 class Joined(NamedTuple):
@@ -90,18 +104,21 @@ class Joined(NamedTuple):
     where: str
 
 
-def joined(own: KeyMap, files: WeightFiles, parts: Mapping[str, BasePart]) -> Joined:
-    """A model's own files and those of its parts, whose tables lead to the model too.
+def joined(own: KeyMap, files: WeightFiles, parts: Mapping[str, BasePart], wanted: Sequence[str] = ()) -> Joined:
+    """A model's own files and those of its parts, whose tables lead to the model too; `wanted` are parts that it has.
 
     A part's keys are named `PART: KEY`, so that one error can list what is wrong with any of the files.
 
-    Raises: ConfigError for a part that the model's own files hold.
+    Raises: ConfigError for a part that the model's own files hold too, and for one that is nowhere.
     """
+    held = _filled(own, files) if parts or wanted else set()
+    for name in wanted:
+        if name not in parts and not any(each.startswith(f"{name}.") for each in held):
+            raise _absent(name, files.path.parent)
     if not parts:
         return Joined(own, files, str(files.path))
-    held = {name for step in own.plan(files).steps for name in step.outputs}
-    for name in parts:
-        if any(each.startswith(f"{name}.") for each in held):
+    for name, part in parts.items():
+        if held & _filled(part.key_map, part.tensors):
             raise ConfigError(f"{files.path} holds its {name} itself; leave out --from {name} or parts={{{name!r}: ..}}")
     maps = [part.key_map.under(source=f"{name}: ") for name, part in parts.items()]
     tables = {"": files, **{f"{name}: ": part.tensors for name, part in parts.items()}}

@@ -13,7 +13,7 @@ from weft.checkpoints.weight_files import SHARD_BYTES
 from weft.core.config import override_all
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import System
-from weft.recipes.loading import load_system
+from weft.recipes.loading import Parts, load_system
 from weft.recipes.transformers_writing import write_transformers_folder
 from weft.training.atomic import atomic_folder
 from weft.training.model_folder import write_model_folder
@@ -28,10 +28,11 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    parts: Parts | None = None,
     shard_bytes: int = SHARD_BYTES,
     settings: Iterable[tuple[str, str]] = (),
 ) -> Path:
-    """Write the model at `source` (anything that `load_system` opens) to the folder `target` in another layout.
+    """Write the model at `source` (anything that `load_system` opens with `parts`) to the folder `target` in another layout.
 
     `dtype` None keeps the precision. `settings` are fields of the system's config that become other values, which no weight may
     depend on: where a layout has one value for several, one says so. The folder appears whole or not at all.
@@ -44,7 +45,7 @@ def convert(
         raise unknown_name("layout", to, get_args(Layout))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists and is not empty; choose another folder")
-    loaded = load_system(source, dtype=dtype, revision=revision)
+    loaded = load_system(source, dtype=dtype, revision=revision, parts=parts)
     system = _changed(loaded.system, list(settings))
     if to == "weft":
         write_model_folder(target, system, loaded.processor)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import tokenizers
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat, format_of
 from weft.checkpoints.key_map import KeyMap
@@ -19,6 +22,7 @@ from weft.data.processor import Processor
 from weft.data.tiles import AnyResolution, PictureTiles
 from weft.data.tokenizers import Tokenizer
 from weft.encoders.mllama import Mllama
+from weft.language_models.bert import Bert
 from weft.recipes.base_parts import ENCODER, LANGUAGE_MODEL, BaseParts, joined
 from weft.recipes.chat_template import recognise
 from weft.recipes.encoder_loading import tower_config
@@ -58,12 +62,12 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any], parts: Part
     if language_model is not None and isinstance(system, MultimodalLM.Config):
         system = replace(system, language_model=language_model.config)
     given = {name: part.at(name) for name, part in ((ENCODER, tower), (LANGUAGE_MODEL, language_model)) if part is not None}
-    files = joined(key_map, WeightFiles(folder), given)
+    convention = CONVENTIONS.get(layout.name)
+    files = joined(key_map, WeightFiles(folder), given, (ENCODER, LANGUAGE_MODEL) if convention is not None else ())
     tokenizer = read_tokenizer(bases.tokenizer_in(folder))
     rows = system.vocabulary if isinstance(system, MultimodalSystem.Config) else system.text.vocabulary
     if tokenizer.vocabulary > rows:
         raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
-    convention = CONVENTIONS.get(layout.name)
     if convention is not None and isinstance(system, MultimodalSystem.Config):
         ((stream, each),) = system.streams.items()
         transforms = {stream: convention.transform(saved, each.encoder.unit_shape[-1])}
@@ -87,7 +91,7 @@ def _described(layout: CheckpointFormat, saved: Mapping[str, Any], folder: Path)
     key_map = layout.key_map(system)
     if isinstance(system, EncoderDecoder.Config):
         return MultimodalSeq2Seq.Config(language_model=system), key_map.under(target="language_model.")
-    if isinstance(system, LanguageModel.Config):
+    if isinstance(system, LanguageModel.Config) and not isinstance(system, Bert.Config):  # BERT writes no text
         return MultimodalLM.Config(language_model=system), key_map.under(target="language_model.")
     return system, key_map
 
@@ -107,7 +111,7 @@ def _template(folder: Path, layout: CheckpointFormat, saved: Mapping[str, Any], 
         return "llama_3_2"
     if kind not in _TEMPLATES:
         warnings.warn(
-            f"{folder} holds a {kind} without a chat template; its texts are written as they are, one behind the other",
+            f"{folder} holds a {kind} without a chat template that Weft knows; its texts are written as they are",
             stacklevel=2,
         )
     return _TEMPLATES.get(kind, "continued")
@@ -116,8 +120,13 @@ def _template(folder: Path, layout: CheckpointFormat, saved: Mapping[str, Any], 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """A folder's tokenizer with the tokens that its other files add. Raises: CheckpointError where their ids do not fit."""
     tokenizer = Tokenizer.from_file(folder)
-    added = folder / "added_tokens.json"
-    if not (folder / "tokenizer.json").is_file() and added.is_file():
+    if (folder / "tokenizer.json").is_file():
+        return tokenizer
+    settings, added = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    if settings.is_file():
+        listed = read_json(settings).get("added_tokens_decoder") or {}
+        tokenizer = _renamed(tokenizer, {int(i): token["content"] for i, token in listed.items()})
+    if added.is_file():
         # a SentencePiece model does not hold what was added later; the ids must follow on
         later = {token: i for token, i in read_json(added).items() if token not in tokenizer.special}
         names = sorted(later, key=lambda token: int(later[token]))
@@ -126,6 +135,23 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             raise CheckpointError(f"{added}: the ids of {', '.join(wrong)} do not follow on the tokenizer's")
         return grown
     return tokenizer
+
+
+def _renamed(tokenizer: Tokenizer, names: Mapping[int, str]) -> Tokenizer:
+    """A SentencePiece model some of whose unused pieces became special tokens, as InternLM2's did."""
+    known = {i: tokenizer.token_of(i) for i in names if i < tokenizer.vocabulary}
+    old = {token: names[i] for i, token in known.items() if token is not None and token != names[i]}
+    if not old:
+        return tokenizer
+    saved = json.loads(tokenizer.backend.to_str())
+    model = saved["model"]
+    if model["type"] != "BPE":
+        raise CheckpointError(f"tokenizer_config.json calls {', '.join(old)} {', '.join(old.values())}; only BPE is read so")
+    model["vocab"] = {old.get(token, token): i for token, i in model["vocab"].items()}
+    model["merges"] = [pair for pair in model["merges"] if not old.keys() & {*pair, "".join(pair)}]
+    for token in saved["added_tokens"]:
+        token["content"] = old.get(token["content"], token["content"])
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(saved))).with_special(list(old.values()))
 
 
 def _chat_template(folder: Path) -> str | None:
@@ -149,6 +175,9 @@ def _read_transforms(folder: Path, system: MultimodalSystem.Config | DualEncoder
     saved = preprocessing(folder)
     if isinstance(encoder, Mllama.Config):
         return dict.fromkeys(streams, read_fitted_tiles(saved, encoder, folder))
+    if "image_num_channels" in saved:  # IDEFICS, whose processor of 4.x has one field for both sides
+        side = saved.get("image_size", 224)
+        saved = {**saved, "size": {"height": side, "width": side}}
     transform: MediaTransform = read_image_transform(saved, encoder.image_size, folder)
     if isinstance(transform, ImageTransform) and (pinpoints := saved.get("image_grid_pinpoints")):
         transform = _read_tiles(pinpoints, transform, folder)

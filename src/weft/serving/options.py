@@ -25,6 +25,15 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; a
 ModelPath = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a run folder, a folder in transformers layout, or a hub name.")
 ]
+Parts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from",
+        metavar="PART=PATH",
+        help="Where a published folder leaves a part out: language_model, streams.image.encoder or tokenizer; repeatable.",
+        show_default=False,
+    ),
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.", show_default=False)]
 Processes = Annotated[
     int, typer.Option("--processes", help="On a CPU: train in so many processes of one thread, which share every step.", min=1)

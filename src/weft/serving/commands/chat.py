@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weft.serving.options import Device, ModelPath
+from weft.serving.options import Device, ModelPath, Parts
 
 
 def chat(
@@ -36,6 +36,7 @@ def chat(
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.", show_default="as it is")] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Of a hub name.", show_default=False)] = None,
+    parts: Parts = None,
 ) -> None:
     """Talk to a model. Without --prompt it is a conversation: /help lists what it understands."""
     from rich.console import Console
@@ -44,6 +45,7 @@ def chat(
     from weft.inference.chat import ChatSession
     from weft.inference.sampling import Sampling
     from weft.recipes.loading import load_model
+    from weft.recipes.starting_weights import assigned
     from weft.serving.chat_loop import ChatLoop, check_medium
     from weft.serving.device import chosen_device
     from weft.serving.precision import chosen_precision
@@ -52,7 +54,7 @@ def chat(
     given = [(path, stream) for stream, paths in (("image", image), ("audio", audio), ("video", video)) for path in paths or ()]
     for path, stream in given:
         check_medium(path, stream)  # a wrong file is told before a model is loaded
-    loaded = load_model(model, chosen_device(device), chosen_precision(precision), revision)
+    loaded = load_model(model, chosen_device(device), chosen_precision(precision), revision, assigned(parts or ()))
     known = loaded.processor.config.transforms
     for stream in dict.fromkeys(stream for _, stream in given):
         if stream not in known:

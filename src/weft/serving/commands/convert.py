@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from weft.serving.options import Parts
+
 
 def convert(
     source: Annotated[
@@ -17,6 +19,7 @@ def convert(
     to: Annotated[str, typer.Option("--to", help="transformers or weft.")] = "transformers",
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.", show_default="as it is")] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Of a hub name.", show_default=False)] = None,
+    parts: Parts = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,6 +37,7 @@ def convert(
 
     from weft.recipes.converting import Layout
     from weft.recipes.converting import convert as write
+    from weft.recipes.starting_weights import assigned
     from weft.serving.chosen_recipe import parsed_settings
     from weft.serving.precision import chosen_precision
 
@@ -43,6 +47,7 @@ def convert(
         cast(Layout, to),
         dtype=chosen_precision(precision),
         revision=revision,
+        parts=assigned(parts or ()),
         settings=parsed_settings(settings),
     )
     Console().print(f"{source} is now in {to} layout: [bold]{path}[/]", highlight=False)

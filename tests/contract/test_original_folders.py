@@ -1,0 +1,272 @@
+"""Law: a folder in an original layout opens as it was published, answers, converts, and says in one error what does not fit."""
+
+import numpy as np
+import pytest
+import torch
+from original_folders import FOLDERS, rewritten
+from PIL import Image
+from tokenizer_samples import train_sentencepiece
+from typer.testing import CliRunner
+
+from weft.checkpoints.weight_files import WeightFiles
+from weft.core.conversation import Conversation, Media, user
+from weft.core.errors import CheckpointError, ConfigError
+from weft.data.boxes import BracketedBoxes, FractionBoxes, ThousandthBoxes
+from weft.data.collate import collate
+from weft.data.images import IMAGENET_MEAN, ImageTransform
+from weft.data.tiles import AnyResolution, DynamicTiling
+from weft.inference.sampling import Sampling
+from weft.recipes.loading import load_model
+from weft.recipes.original_folders import CONVENTIONS
+from weft.serving.cli import app
+
+QUESTION = "What is it?"
+SHORT = Sampling(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory) -> bytes:
+    return train_sentencepiece(
+        tmp_path_factory.mktemp("sentencepiece"), "tokenizer.model", model_type="bpe", vocab_size=600, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, character_coverage=0.995,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def published(request, tmp_path_factory, sentencepiece):
+    """The name of a form, and its folder."""
+    return request.param, FOLDERS[request.param](tmp_path_factory.mktemp("published"), sentencepiece)
+
+
+def picture(width=40, height=30):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def asked():
+    return Conversation((user(Media(picture()), QUESTION),))
+
+
+def test_every_convention_has_a_folder_here():
+    names = {"qwen_vl": "Qwen-VL", "cogvlm": "CogVLM", "mono_internvl": "Mono-InternVL", "llava_original": "LLaVA"}
+    assert set(names) == set(CONVENTIONS) and set(names.values()) < set(FOLDERS)
+
+
+def test_it_opens_as_the_system_that_was_published(published):
+    _, written = published
+    model = load_model(written.folder, parts=written.parts)
+    assert model.system.config == written.system.config
+    expected = written.system.state_dict()
+    assert model.system.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in model.system.state_dict().items())
+    assert not any(parameter.is_meta for parameter in model.system.parameters())
+
+
+PROMPTS = {
+    "Qwen-VL": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPicture 1: <img></img>\n"
+    f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
+    "CogVLM": f" [INST] {QUESTION} [/INST] ",
+    "Mono-InternVL": f"<|im_start|>user\n<img></img>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
+    "LLaVA": f"USER: \n{QUESTION} ASSISTANT:",
+    "OpenFlamingo": f"<image>{QUESTION}",
+}
+
+
+def test_it_asks_as_its_own_code_does(published):
+    name, written = published
+    model = load_model(written.folder, parts=written.parts)
+    text = model.processor.encode(asked(), reply=True).text
+    expected = next(prompt for start, prompt in PROMPTS.items() if name.startswith(start))
+    if name == "LLaVA-1.6":  # on Mistral
+        expected = f"[INST] \n{QUESTION} [/INST]"
+    assert text.endswith(expected)
+    boxes = {"Qwen-VL": ThousandthBoxes(), "CogVLM": BracketedBoxes()}
+    square = FractionBoxes(square=name.startswith("LLaVA"))
+    assert model.processor.config.boxes == boxes.get(name, square)
+    transform, size = model.processor.config.transforms["image"], model.system.config.streams["image"].encoder.image_size
+    if name == "Mono-InternVL":
+        assert transform.tiling == DynamicTiling(max_tiles=6) and transform.thumbnail and transform.view.mean == IMAGENET_MEAN
+        assert transform.view == ImageTransform(size=size, resize="direct", mean=transform.view.mean, std=transform.view.std)
+    elif name == "LLaVA-1.6":  # the published pairs are (width, height)
+        assert transform.tiling == AnyResolution(grids=((2, 1), (1, 2), (2, 2), (1, 3), (3, 1)))
+    else:
+        direct, padded = name in ("Qwen-VL", "CogVLM"), name.startswith("LLaVA")
+        assert transform == ImageTransform(size=size, resize="direct" if direct else "shortest", pad_to_square=padded)
+
+
+def test_chat_and_convert_do_with_it_what_they_do_with_any_model(published, tmp_path):
+    """`weft chat` says what greedy decoding says; so does what `weft convert` writes, without the other folders."""
+    _, written = published
+    model = load_model(written.folder, parts=written.parts)
+    model.processor.stop_ids = frozenset()  # nothing may end an answer, so there is one
+    (expected,) = model.generate([asked()], SHORT)
+    assert len(expected.token_ids) == SHORT.max_new_tokens
+    picture().save(tmp_path / "picture.png")
+    parts = [word for name, path in written.parts.items() for word in ("--from", f"{name}={path}")]
+    (usual,) = load_model(written.folder, parts=written.parts).generate([asked()], SHORT)
+    arguments = ["--image", str(tmp_path / "picture.png"), "--prompt", QUESTION, "--max-new-tokens", "6", "--device", "cpu"]
+    chat = CliRunner().invoke(app, ["chat", str(written.folder), *arguments, *parts])
+    assert chat.exit_code == 0, chat.output
+    assert "".join(usual.text.split()) in "".join(chat.output.split())
+    done = CliRunner().invoke(app, ["convert", str(written.folder), str(tmp_path / "weft"), "--to", "weft", *parts])
+    assert done.exit_code == 0, done.output
+    again = load_model(tmp_path / "weft")
+    assert again.system.config == model.system.config and again.processor.config == model.processor.config
+    again.processor.stop_ids = frozenset()
+    assert again.generate([asked()], SHORT)[0].token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_does_not_fit_is_one_error_that_lists_it(name, tmp_path, sentencepiece):
+    written = FOLDERS[name](tmp_path, sentencepiece)
+    names = [key for key in WeightFiles(written.folder) if "norm" in key or "ln_" in key or "mm_projector" in key]
+    lost, misshapen = (names[0], names[-1])
+    assert lost != misshapen
+
+    def spoil(tensors):
+        del tensors[lost]
+        tensors["a.stranger"] = torch.ones(1)
+        tensors[misshapen] = torch.ones(3, 5, 7)
+
+    rewritten(written, spoil)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(written.folder, parts=written.parts)
+    said = str(caught.value)
+    assert "\n" not in said and str(written.folder) in said
+    assert lost.removeprefix("module.") in said and "a.stranger" in said and misshapen in said, said
+    for kind in ("1 missing", "1 unknown", "1 wrong shape"):
+        assert kind in said
+
+
+def test_a_part_that_is_not_given_is_asked_for(published):
+    _, written = published
+    for part in written.parts:
+        rest = {known: path for known, path in written.parts.items() if known != part}
+        with pytest.raises(ConfigError, match=f"does not hold its {part}; give the folder that does: --from {part}=PATH"):
+            load_model(written.folder, parts=rest)
+    with pytest.raises(ConfigError, match="unknown part 'vision'"):
+        load_model(written.folder, parts={**written.parts, "vision": written.folder})
+
+
+def test_a_part_that_the_folder_holds_is_refused(tmp_path, sentencepiece):
+    written = FOLDERS["LLaVA-1.6"](tmp_path, sentencepiece)
+    tower = tmp_path / "clip-vit-large-patch14-336"
+    with pytest.raises(ConfigError, match=r"holds its streams\.image\.encoder itself; leave out"):
+        load_model(written.folder, parts={"streams.image.encoder": tower})
+
+
+def test_internlm2s_unused_pieces_are_its_special_tokens(tmp_path, sentencepiece):
+    written = FOLDERS["Mono-InternVL"](tmp_path, sentencepiece)
+    tokenizer = load_model(written.folder).processor.tokenizer
+    first = tokenizer.special["<|plugin|>"]
+    ids = [tokenizer.special[name] for name in ("<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "</box>")]
+    assert [i - first for i in ids] == [5, 6, 7, 8, 14]
+    assert tokenizer.encode("<|im_end|>") == [tokenizer.special["<|im_end|>"]] == [first + 4]
+    assert tokenizer.vocabulary == written.system.config.language_model.vocabulary
+
+
+PERCEIVER = {f"perceiver.layers.{i}.{name}" for i in (0, 1) for name in (
+    "0.norm_media.weight", "0.norm_media.bias", "0.norm_latents.weight", "0.norm_latents.bias", "0.to_q.weight",
+    "0.to_kv.weight", "0.to_out.weight", "1.0.weight", "1.0.bias", "1.1.weight", "1.3.weight",
+)} | {"perceiver.latents", "perceiver.norm.weight", "perceiver.norm.bias"}  # fmt: skip
+GATED = (
+    "attn_gate", "ff_gate", "attn.norm.weight", "attn.norm.bias", "attn.to_q.weight", "attn.to_kv.weight", "attn.to_out.weight",
+    "ff.0.weight", "ff.0.bias", "ff.1.weight", "ff.3.weight",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "others"),
+    [
+        ("OpenFlamingo on MPT", "lang_encoder.gated_cross_attn_layers.1.", {"lang_encoder.transformer.wte.weight"}),
+        ("OpenFlamingo on RedPajama", "lang_encoder.gated_cross_attn_layers.1.", {"lang_encoder.gpt_neox.embed_in.weight"}),
+        (
+            "OpenFlamingo as trained today",
+            "lang_encoder.gpt_neox.layers.1.gated_cross_attn_layer.",
+            {"lang_encoder.gpt_neox.embed_in.weight", "lang_encoder.embed_out.weight"},
+        ),
+    ],
+)
+def test_openflamingos_file_has_the_published_names(name, blocks, others, tmp_path, sentencepiece):
+    files = WeightFiles(FOLDERS[name](tmp_path, sentencepiece).folder)
+    assert {key.removeprefix("module.") for key in files} == PERCEIVER | {blocks + key for key in GATED} | others
+    gates = [files.shape(key) for key in files if key.endswith("_gate")]
+    assert gates == [(1,), (1,)]
+
+
+def test_openflamingos_blocks_may_be_listed_twice(tmp_path, sentencepiece):
+    """A file that a training script saved whole has them apart and inside the layers; one copy is read."""
+    written = FOLDERS["OpenFlamingo on MPT"](tmp_path, sentencepiece)
+
+    def twice(tensors):
+        apart = "lang_encoder.gated_cross_attn_layers."
+        for key in [key for key in tensors if key.startswith(apart)]:
+            number, rest = key.removeprefix(apart).split(".", 1)
+            tensors[f"lang_encoder.transformer.blocks.{number}.gated_cross_attn_layer.{rest}"] = tensors[key]
+
+    rewritten(written, twice)
+    model = load_model(written.folder, parts=written.parts)
+    expected = written.system.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.system.state_dict().items())
+
+
+def test_openflamingo_with_another_language_model_is_refused(tmp_path, sentencepiece):
+    written = FOLDERS["OpenFlamingo on MPT"](tmp_path, sentencepiece)
+    other = tmp_path / "other"
+    other.mkdir()
+    neox = FOLDERS["OpenFlamingo on RedPajama"](other, sentencepiece)
+    with pytest.raises(CheckpointError, match=r"lacks lang_encoder\.gpt_neox\.embed_in\.weight"):
+        load_model(written.folder, parts={**written.parts, "language_model": neox.parts["language_model"]})
+
+
+LLAMA_LAYER = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+    "mlp.down_proj", "input_layernorm", "post_attention_layernorm",
+)  # fmt: skip
+CLIP_LAYER = tuple(
+    f"{name}.{leaf}"
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "layer_norm1", "layer_norm2",
+                 "mlp.fc1", "mlp.fc2")
+    for leaf in ("weight", "bias")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["LLaVA", "LLaVA-1.5", "LLaVA-1.5 projector", "LLaVA-1.6"])
+def test_llavas_files_have_the_published_names(name, tmp_path, sentencepiece):
+    projector = {"LLaVA": ("",)}.get(name, ("0.", "2."))
+    expected = {f"model.mm_projector.{number}{leaf}" for number in projector for leaf in ("weight", "bias")}
+    if name != "LLaVA-1.5 projector":
+        expected |= {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+        expected |= {f"model.layers.{i}.{part}.weight" for i in (0, 1) for part in LLAMA_LAYER}
+    if name == "LLaVA-1.6":
+        tower = "model.vision_tower.vision_tower.vision_model."
+        expected |= {"model.image_newline", f"{tower}embeddings.class_embedding", f"{tower}embeddings.patch_embedding.weight"}
+        expected |= {f"{tower}embeddings.position_embedding.weight"}
+        expected |= {f"{tower}{part}.{leaf}" for part in ("pre_layrnorm", "post_layernorm") for leaf in ("weight", "bias")}
+        expected |= {f"{tower}encoder.layers.{i}.{part}" for i in (0, 1) for part in CLIP_LAYER}
+    assert set(WeightFiles(FOLDERS[name](tmp_path, sentencepiece).folder)) == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "LLaVA-1.6"])
+def test_llavas_own_layout_becomes_that_of_transformers(name, tmp_path, sentencepiece):
+    """The same weights in the library's own class give the same logits for the same tokens and pixels."""
+    transformers = pytest.importorskip("transformers")
+    written = FOLDERS[name](tmp_path, sentencepiece)
+    parts = [word for part, path in written.parts.items() for word in ("--from", f"{part}={path}")]
+    done = CliRunner().invoke(app, ["convert", str(written.folder), str(tmp_path / "theirs"), *parts])
+    assert done.exit_code == 0, done.output
+    kind = "LlavaNextForConditionalGeneration" if name == "LLaVA-1.6" else "LlavaForConditionalGeneration"
+    reader = getattr(transformers, kind)
+    theirs, info = reader.from_pretrained(tmp_path / "theirs", output_loading_info=True, local_files_only=True)
+    assert not any(info.values()), info
+    model = load_model(written.folder, parts=written.parts)
+    sample = model.processor.encode(asked(), reply=True)
+    batch = collate([sample])
+    tokens = batch.main.tokens.masked_fill(batch.main.modality == 1, theirs.config.image_token_index)
+    units = batch.media["image"].units
+    inputs = {"pixel_values": units}
+    if name == "LLaVA-1.6":
+        inputs = {"pixel_values": units[None], "image_sizes": torch.tensor([picture().size[::-1]])}
+    expected = theirs.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens), **inputs).logits
+    found = model.system(batch).logits()
+    assert (found - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
