@@ -1,5 +1,6 @@
 """The rule: who sees whom."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,3 +73,13 @@ def test_pattern_and_segments_agree_with_the_rule_written_out(data):
             inside = slice(row * tokens, (row + 1) * tokens)
             assert torch.equal(seen[inside, inside], rule.allowed[row])
         assert seen.sum() == rule.allowed.sum()
+
+
+@pytest.mark.parametrize(("longest", "padded"), [(5, 5), (32, 32), (33, 64), (64, 64), (65, 96)])
+def test_segments_are_padded_to_whole_vectors_beyond_one(longest, padded):
+    segment = torch.tensor([[1] * longest + [2] * 3])
+    rule = AttentionRule(torch.arange(longest + 3)[None], segment)
+    segments = rule.segments
+    assert segments is not None
+    assert segments.tokens.shape == (2, padded)
+    assert (segments.tokens >= 0).sum(1).tolist() == [longest, 3]

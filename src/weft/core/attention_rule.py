@@ -17,6 +17,7 @@ from torch import Tensor
 from weft.core.score_bias import ScoreBias
 
 Pattern = Literal["full", "causal", "general"]
+BLOCK = 32  # longer segments are padded to whole vectors: a bf16 softmax over 110 keys takes twice the time of one over 128
 
 
 class RuleSide(NamedTuple):
@@ -28,7 +29,7 @@ class RuleSide(NamedTuple):
 
 
 class Segments:
-    """Where the packed samples of a batch lie: rows of flat token indices, equal lengths padded with -1.
+    """Where the packed samples of a batch lie: rows of flat token indices, padded with -1; beyond `BLOCK` to a multiple of it.
 
     Shapes: `tokens` [S, L] into the flattened B*T = `num_tokens` tokens, -1 where a segment is shorter; each token stands in
     at most one place. `rule` is the same rule over the S segments.
@@ -220,6 +221,7 @@ class AttentionRule:
         flat = flat[key[flat] >= 0]
         _, lengths = torch.unique_consecutive(key[flat], return_counts=True)
         longest = int(lengths.amax())
+        longest = longest if longest <= BLOCK else -(-longest // BLOCK) * BLOCK
         inside = torch.arange(longest, device=segment.device)[None] < lengths[:, None]
         index = torch.full((len(lengths), longest), -1, device=segment.device, dtype=torch.long)
         index[inside] = flat
