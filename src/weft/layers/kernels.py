@@ -73,9 +73,8 @@ def _choose(query: Tensor, key: Tensor, rule: AttentionRule) -> Kernel:
     # Measured: on a CPU the fused kernel's bf16 backward is 5 times slower than matmul and softmax at these lengths.
     reduced = query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type == "cpu" and reduced and query.requires_grad and rule.shape[2] <= 1024:
-        # Beyond twice the head's width the probabilities are more than queries, keys and values that give them again;
-        # in short rows keeping them is a tenth of a small model's step faster.
-        return recomputed if rule.shape[2] > max(128, 2 * query.shape[3]) and key.dtype == query.dtype else plain
+        # Beyond twice the head's width the probabilities are more than queries, keys and values that give them again.
+        return recomputed if rule.shape[2] > 2 * query.shape[3] and key.dtype == query.dtype else plain
     return fused
 
 

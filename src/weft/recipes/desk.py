@@ -48,7 +48,14 @@ TOWER = SiglipVision.Config(
 )
 TEXT_TOWER = MeanText.Config(vocabulary=VOCABULARY, context=12)
 LANGUAGE = Decoder.Config(
-    vocabulary=VOCABULARY, width=128, num_layers=4, num_heads=2, num_key_value_heads=2, feed_forward_width=384, context=512
+    vocabulary=VOCABULARY,
+    width=128,
+    num_layers=4,
+    num_heads=4,
+    num_key_value_heads=4,
+    feed_forward_width=384,
+    head_norm=True,
+    context=512,
 )
 TWO_TOWERS = DualEncoder.Config(media=TOWER, text=TEXT_TOWER, initial_scale=20.0, initial_bias=-10.0, compared="features")
 TEXT_ONLY = MultimodalLM.Config(language_model=LANGUAGE)
@@ -63,6 +70,8 @@ SEEING = MultimodalLM.Config(
 MUON = Optimizer(name="muon", learning_rate=2e-3, matrix_rate=0.016, betas=(0.9, 0.95), clip_norm=1.0)
 
 GENTLE_MUON = replace(MUON, learning_rate=1e-3, matrix_rate=0.006)
+LOOKING_MUON = replace(GENTLE_MUON, matrix_rate=0.004)
+LAST_MUON = replace(GENTLE_MUON, matrix_rate=0.005)
 
 FOUR_TURNS: dict[str, Any] = {"num_turns": 4, "conversations_per_scene": 2}
 TWO_TURNS: dict[str, Any] = {"num_turns": 2, "conversations_per_scene": 4}
@@ -178,10 +187,10 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", mix=LOOKING, **TWO_TURNS),
                 objective=NextToken.Config(),
                 batch_size=48,
-                steps=steps(550),
+                steps=steps(350),
                 max_tokens=192,
                 packing=True,
-                optimizer=GENTLE_MUON,
+                optimizer=LOOKING_MUON,
                 schedule=Schedule(decay="constant", warmup=20),
             ),
             Stage(
@@ -194,10 +203,10 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **FOUR_TURNS),
                 objective=NextToken.Config(),
                 batch_size=24,
-                steps=steps(1550),
+                steps=steps(1650),
                 max_tokens=192,
                 packing=True,
-                optimizer=GENTLE_MUON,
+                optimizer=LAST_MUON,
                 schedule=Schedule(decay="trapezoid", warmup=20, cooldown=0.6),
             ),
         ),
