@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from reference_models import randomise
+from typer.testing import CliRunner
 
 from weft.core.conversation import Conversation, Media, user
 from weft.core.errors import CheckpointError
 from weft.data.collate import collate
 from weft.inference.sampling import Sampling
 from weft.recipes.loading import load_model
+from weft.serving.cli import app
 
 transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -121,3 +123,24 @@ def test_a_tokenizer_larger_than_the_table_is_refused(published, tmp_path):
     added = {"<image>": first, **{f"<extra{n}>": first + 1 + n for n in range(rows - first)}}
     with pytest.raises(CheckpointError, match=f"the tokenizer has {rows + 1} ids, the model's table {rows} rows"):
         load_model(older_layout(published, tmp_path, added))
+
+
+def test_weft_chat_and_convert_say_what_the_reference_says(published, tmp_path):
+    PICTURE.save(tmp_path / "picture.png")
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(published, local_files_only=True).eval()
+    processor = transformers.AutoProcessor.from_pretrained(published, local_files_only=True)
+    model = load_model(published)
+    sample = model.processor.encode(QUESTION, reply=True)
+    inputs = processor(images=PICTURE, text=sample.text, return_tensors="pt")
+    with torch.no_grad():
+        said = theirs.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :].tolist()
+    kept = next((i for i, token in enumerate(said) if token in model.processor.stop_ids), len(said))
+    words = "".join(model.processor.decode(said[:kept]).split())
+    for to in ("weft", "transformers"):
+        done = CliRunner().invoke(app, ["convert", str(published), str(tmp_path / to), "--to", to])
+        assert done.exit_code == 0, done.output
+    asked = ["--image", str(tmp_path / "picture.png"), "--prompt", QUESTION.messages[0].parts[1].text]
+    for folder in (published, tmp_path / "weft", tmp_path / "transformers"):
+        result = CliRunner().invoke(app, ["chat", str(folder), *asked, "--max-new-tokens", "6", "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        assert words in "".join(result.output.split())

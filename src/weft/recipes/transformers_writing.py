@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.checkpoints import blip_2, clip, llama, llava, llava_next, mllama, siglip
+from weft.checkpoints import blip_2, clip, idefics, llama, llava, llava_next, mllama, siglip
 from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
@@ -23,6 +23,7 @@ from weft.data.tiles import AnyResolution, FittedCanvas, PictureTiles
 from weft.data.tokenizers import INSTRUCTIONS, Tokenizer
 from weft.encoders.mllama import Mllama
 from weft.encoders.siglip import SiglipVision
+from weft.fusion.cross_attention import CrossAttention
 from weft.language_models.decoder import Decoder
 from weft.projectors.qformer import QFormer
 from weft.projectors.tiles import Tiles
@@ -38,10 +39,11 @@ def write_transformers_folder(folder: Path, system: System, processor: Processor
     """Fill an existing folder with a model that `transformers` loads.
 
     A system with a picture stream is written as LLaVA or, with tiles, LLaVA-NeXT, with a Q-Former as BLIP-2 or, where it reads
-    instructions, InstructBLIP, with Llama 3.2's tower as Llama 3.2 Vision, one without streams as Llama, Qwen2 or Qwen3, a dual
-    encoder as CLIP or SigLIP. Where no row of a token table stands for `<image>`, LLaVA's tables grow by copies of the begin
-    token's row, which no model says and which generation suppresses. BLIP-2's files have no place for what is suppressed: its
-    tables grow by the mean of their rows, whose logit, the mean of all, is never the largest.
+    instructions, InstructBLIP, with Llama 3.2's tower as Llama 3.2 Vision, with other gated blocks as IDEFICS, one without
+    streams as Llama, Qwen2 or Qwen3, a dual encoder as CLIP or SigLIP. Where no row of a token table stands for `<image>`,
+    LLaVA's tables grow by copies of the begin token's row, which no model says and which generation suppresses. BLIP-2's files
+    have no place for what is suppressed: its tables grow by the mean of their rows, whose logit, the mean of all, is never the
+    largest.
 
     Raises: CheckpointError for a system that the layouts cannot hold.
     """
@@ -55,6 +57,8 @@ def write_transformers_folder(folder: Path, system: System, processor: Processor
         raise CheckpointError(f"a {type(system).__name__} has no transformers layout; MultimodalLM and DualEncoder have")
     elif any(isinstance(stream.encoder, Mllama.Config) for stream in system.config.streams.values()):
         tensors = _write_mllama(folder, system, processor)
+    elif any(isinstance(fusion, CrossAttention.Config) for fusion in system.config.fusions):
+        tensors = _write_idefics(folder, system, processor)
     elif system.config.streams:
         tensors = _write_llava(folder, system, processor)
     else:
@@ -134,6 +138,24 @@ def _write_mllama(folder: Path, system: MultimodalLM, processor: Processor) -> d
     _write_images(folder, processor.config.transforms[mllama.STREAM], "Mllama", name)
     named = {"processor_class": name, "bos_token": begin, "extra_special_tokens": {"image_token": marker}}
     _write_tokenizer(folder, tokenizer, processor, named)
+    return tensors
+
+
+def _write_idefics(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+    """All tokens have a row; those of pictures are special, and the processor puts one around them."""
+    config = idefics.write_config(system.config)
+    tokenizer, around, name = processor.tokenizer, processor.template.media_around, "IdeficsProcessor"
+    lost = [token for token in (MARKER, around) if token not in tokenizer.special]
+    if lost or tokenizer.vocabulary > system.config.vocabulary:
+        raise CheckpointError(
+            f"the IDEFICS layout holds a tokenizer of at most {system.config.vocabulary} ids, here {tokenizer.vocabulary}, "
+            f"with {MARKER!r} and what the template puts around pictures, as 'idefics' does; it lacks {lost}"
+        )
+    tensors = idefics.key_map(system.config).from_weft(weights(system))
+    _write_generation(folder, config, tensors, tokenizer, processor)
+    _write_images(folder, processor.config.transforms[idefics.STREAM], "Idefics", name)
+    added = [around, MARKER, *(token for token in processor.template.stop if token in tokenizer.special)]
+    _write_tokenizer(folder, tokenizer, processor, {"processor_class": name, "additional_special_tokens": added})
     return tensors
 
 
@@ -236,7 +258,9 @@ def _write_images(folder: Path, transform: MediaTransform, family: str, processo
         raise CheckpointError(f"this layout holds pictures, the processor's transform is a {transform.part_name}")
     side = {"height": transform.size, "width": transform.size}
     shortest = transform.resize == "shortest"
-    if family == "Blip" and (shortest or transform.pad_to_square):
+    if family == "Idefics":
+        more = {"image_size": transform.size, "image_num_channels": 3}
+    if family in ("Blip", "Idefics") and (shortest or transform.pad_to_square):
         raise CheckpointError(f"this layout holds pictures that are resized to a square, not {transform}; set resize='direct'")
     settings = {
         "image_processor_type": "LlavaImageProcessor" if transform.pad_to_square else kind,
