@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weft.data.desk.asking import AskedItem, Asking
 from weft.data.desk.scoring import normalise
@@ -22,7 +23,7 @@ def exact(item: Item, reply: str) -> float:
     return float(normalise(reply) == normalise(str(item.truth)))
 
 
-def commonest_answers(training: Asking[object], types: Sequence[str] = ()) -> Mapping[str, str]:
+def commonest_answers(training: Asking[Any], types: Sequence[str] = ()) -> Mapping[str, str]:
     """Per type the answer that training gives most often."""
     counts: dict[str, Counter[str]] = {}
     for item in training.items(_TRAINING_ITEMS, types):

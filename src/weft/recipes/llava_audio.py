@@ -14,7 +14,9 @@ from weft.core.errors import unknown_name
 from weft.core.interfaces import InputProjector, ModalityEncoder
 from weft.data.audio import AudioTransform, WaveformTransform
 from weft.data.clap_audio import ClapAudioTransform
+from weft.data.dataset import Dataset
 from weft.data.datasets.llava_json import LlavaJson
+from weft.data.datasets.mixture import Mixture
 from weft.data.desk.listening import DeskListening
 from weft.data.desk.speech import CLIP_SECONDS, SAMPLE_RATE_HZ
 from weft.data.media_transform import MediaTransform
@@ -28,7 +30,7 @@ from weft.language_models.decoder import Decoder
 from weft.projectors.mlp import MLP
 from weft.projectors.stacked_frames import StackedFrames
 from weft.recipes import llava_1_5
-from weft.recipes.shrinking import TINY_VOCABULARY, shrunk
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, shrunk
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Recipe, Stage
 
@@ -76,7 +78,7 @@ def llava_audio(size: str = "whisper") -> Recipe:
 
 
 def tiny(size: str = "whisper") -> Recipe:
-    """The composition at CPU size: what is said is written down first, then asked about, beside a picture and alone."""
+    """The composition at CPU size: first what is said is written down and what is seen is told, then both are asked about."""
     ear = _tiny_ear(size)
     image = Stream.Config(
         encoder=replace(ClipVision.Config.tiny(), image_size=64, patch_size=16), projector=MLP.Config(depth=2)
@@ -86,9 +88,11 @@ def tiny(size: str = "whisper") -> Recipe:
         streams={"image": image, STREAM: ear.stream},
         fusions=(TokenConcatenation.Config(streams=("image", STREAM)),),
     )
+    written = DeskListening.Config(num_turns=1, mix={"transcript": 1.0}, epoch=1000)
+    beside = DeskListening.Config(kind="speech_and_picture", num_turns=2, epoch=1000)
     data = {
-        "align": DeskListening.Config(kind="speech_and_picture", num_turns=1, epoch=1000),
-        "instruct": DeskListening.Config(kind="speech_and_picture", num_turns=2, epoch=1000),
+        "align": _mixture(speech=written, pictures=desk_captions()),
+        "instruct": _mixture(speech=DeskListening.Config(epoch=1000), both=beside),
     }
     small = shrunk(llava_audio(size), dict.fromkeys(data, system), data, steps=20, image_size=64)
 
@@ -97,6 +101,10 @@ def tiny(size: str = "whisper") -> Recipe:
         return replace(stage, processor=replace(stage.processor, transforms=transforms))
 
     return replace(small, stages=tuple(with_ear(stage) for stage in small.stages))
+
+
+def _mixture(**parts: Dataset.Config) -> Mixture.Config:
+    return Mixture.Config(parts={name: Mixture.Part(data=data) for name, data in parts.items()})
 
 
 def _ear(size: str) -> Ear:
@@ -117,7 +125,7 @@ def _ear(size: str) -> Ear:
 
 def _tiny_ear(size: str) -> Ear:
     """The same at CPU size, for clips as long as the desk's."""
-    stacked = StackedFrames.Config(ratio=2, width=64)
+    stacked = StackedFrames.Config(width=64)
     frames = round(50 * CLIP_SECONDS)
     if size == "whisper":
         whisper = replace(Whisper.Config.tiny(), num_mels=40, num_frames=frames, width=64, feed_forward_width=128)

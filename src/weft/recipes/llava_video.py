@@ -1,9 +1,10 @@
 """LLaVA-1.5 that watches: frames of a film one by one through CLIP, each with a learned vector that says when it was.
 
 Weft's own composition; no paper trained this very model. Stages and rates are LLaVA-1.5's (arXiv:2310.03744). A film is eight
-frames of 224 pixels, evenly chosen as by Video-LLaVA (arXiv:2311.10122), each 256 tokens, in one stream with pictures, which are
-films of one frame. Video-LLaVA's towers attend over time; here the vectors are Flamingo's (arXiv:2204.14198) and the language
-model relates the frames. The vectors are new, so they learn from the first stage on.
+frames of 224 pixels, evenly chosen as by Video-LLaVA (arXiv:2311.10122), in one stream with pictures, which are films of one
+frame; four neighbours of a frame's grid are one token as in VILA (arXiv:2312.07533), so a film has 512. Video-LLaVA's towers
+attend over time; here the vectors are Flamingo's (arXiv:2204.14198) and the language model relates the frames. The vectors are
+new, so they learn from the first stage on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from weft.encoders.clip import ClipVision
 from weft.encoders.video import Video
 from weft.fusion.token_concatenation import TokenConcatenation
 from weft.language_models.decoder import Decoder
-from weft.projectors.mlp import MLP
+from weft.projectors.mlp_downsample import MLPDownsample
 from weft.recipes import llava_1_5
 from weft.recipes.shrinking import TINY_VOCABULARY, shrunk
 from weft.systems.multimodal_lm import MultimodalLM, Stream
@@ -30,6 +31,7 @@ SIZES = ("7b", "13b")
 STREAM = "video"
 NUM_FRAMES = 8
 PROJECTOR = f"streams.{STREAM}.projector.*"
+PROJECTED = MLPDownsample.Config(order="rows")
 FRAME_EMBEDDING = f"streams.{STREAM}.encoder.frame_embedding.*"
 
 
@@ -43,16 +45,12 @@ def llava_video(size: str = "7b") -> Recipe:
         title="teach projector and moments to speak the language model's space",
         train=(PROJECTOR, FRAME_EMBEDDING),
         data=LlavaJson.Config(path="llava-video/captions.json", images="llava-video/files"),
-        max_tokens=4096,  # 2,048 of a film and its words
-        micro_batch_size=8,
     )
     instruct = replace(
         instruct,
         title="teach projector, moments and language model to follow instructions about films",
         train=(PROJECTOR, FRAME_EMBEDDING, llava_1_5.LANGUAGE_MODEL),
         data=LlavaJson.Config(path="llava-video/instructions.json", images="llava-video/files"),
-        max_tokens=4096,
-        micro_batch_size=8,
     )
     return Recipe(
         name="llava-video",
@@ -67,11 +65,11 @@ def tiny() -> Recipe:
     tower = replace(ClipVision.Config.tiny(), image_size=64, patch_size=16)
     system = MultimodalLM.Config(
         language_model=replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512),
-        streams={STREAM: Stream.Config(encoder=Video.Config(image=tower, num_frames=NUM_STEPS), projector=MLP.Config(depth=2))},
+        streams={STREAM: Stream.Config(encoder=Video.Config(image=tower, num_frames=NUM_STEPS), projector=PROJECTED)},
         fusions=(TokenConcatenation.Config(streams=(STREAM,)),),
     )
     data = {
-        "align": DeskWatching.Config(num_turns=1, epoch=1000),
+        "align": DeskWatching.Config(num_turns=1, mix={"narration": 1.0}, epoch=1000),
         "instruct": DeskWatching.Config(num_turns=3, epoch=1000),
     }
     small = shrunk(llava_video(), dict.fromkeys(data, system), data, steps=20, image_size=64)
@@ -88,7 +86,7 @@ def _watching(stage: Stage) -> Stage:
     """A stage of LLaVA-1.5 with films in the place of pictures."""
     assert isinstance(stage.system, MultimodalLM.Config)
     tower = replace(ClipVision.Config.sizes()["l-14"], feature_layer=-2)
-    stream = Stream.Config(encoder=Video.Config(image=tower, num_frames=NUM_FRAMES), projector=MLP.Config(depth=2))
+    stream = Stream.Config(encoder=Video.Config(image=tower, num_frames=NUM_FRAMES), projector=PROJECTED)
     system = replace(stage.system, streams={STREAM: stream}, fusions=(TokenConcatenation.Config(streams=(STREAM,)),))
     pictures = stage.processor.transforms["image"]
     assert isinstance(pictures, ImageTransform)

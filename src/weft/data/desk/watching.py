@@ -12,7 +12,7 @@ from weft.data.dataset import Dataset
 from weft.data.desk.asking import Asking, question
 from weft.data.desk.clips import NUM_FRAMES, NUM_STEPS, Clip, sample_clip
 from weft.data.desk.dice import Dice
-from weft.data.desk.questions import Question
+from weft.data.desk.questions import Question, with_article
 from weft.data.desk.scans import Split
 
 
@@ -66,6 +66,15 @@ def count(clip: Clip, dice: Dice) -> Question:
     return question("count", dice.choice(("How many digits are there?", "Count the digits.")), str(len(clip.digits)))
 
 
+def narration(clip: Clip, dice: Dice) -> Question:
+    """What happens, told in order: a caption of the whole film."""
+    ask = dice.choice(("Tell what happens.", "Describe the film."))
+    if clip.moving is None:
+        return question("narration", ask, ", then ".join(with_article(digit) for digit in clip.in_order))
+    rest = [f", {with_article(digit)} rests" for digit in clip.digits if digit is not clip.moving]
+    return question("narration", ask, f"{with_article(clip.moving)} goes {clip.direction}{''.join(rest)}")
+
+
 def _several_appear(clip: Clip) -> bool:
     return clip.mover is None and len(clip.digits) > 1
 
@@ -78,6 +87,7 @@ WATCHING: dict[str, Callable[[Clip, Dice], Question | None]] = {
     "last_ink": last_ink,
     "order": order,
     "count": count,
+    "narration": narration,
 }
 """Every question type by its stable name."""
 _WORLD = 13

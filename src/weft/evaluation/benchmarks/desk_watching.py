@@ -25,6 +25,7 @@ TITLES = {
     "last_ink": "Ink of what comes last",
     "order": "Does one come before another?",
     "count": "Count the digits",
+    "narration": "Tell what happens, exact",
 }
 NOTES = {
     "held_out": "No scan of handwriting, no layout that a film starts from and no random draw of these questions occurs in "
@@ -52,7 +53,7 @@ class DeskWatchingBenchmark(Benchmark):
             return DeskWatchingBenchmark(self)
 
     name = "desk-watching"
-    max_new_tokens = 24
+    max_new_tokens = 48
     titles = TITLES
     notes = NOTES
 
