@@ -99,6 +99,7 @@ _LEFT_OUT = {
         "tiles": "needs pictures that were cut into tiles",
         "global_local_tiles": "needs pictures that were cut into tiles",
         "region_embedding": "reads boxes beside the features",
+        "stacked_frames": "joins neighbours in time, which a picture has none of",
     },
     "encoders": {
         "mixture": "joins two encoders that are candidates themselves",
