@@ -144,14 +144,21 @@ def test_frames_are_counted_again_where_packets_gave_none(monkeypatch):
     assert shades(open_video(written(), 5)) == SAMPLED
 
 
+def endless(data: bytes) -> bytes:
+    """The file of a recorder that did not know how long it would get."""
+    at = data.find(b"mdat") - 4 if data[4:8] == b"ftyp" else data.find(bytes.fromhex("18538067")) + 4
+    return data[:at] + (bytes(4) + data[at + 4 :] if data[4:8] == b"ftyp" else b"\x01" + b"\xff" * 7 + data[at + 8 :])
+
+
 def broken_files():
-    fast, matroska = mp4(movflags="faststart"), written()
+    fast, matroska = endless(mp4(movflags="faststart")), endless(written())
     damaged = bytearray(mp4())
     damaged[len(damaged) // 2 : len(damaged) // 2 + 400] = bytes(400)
     return {
         "text": (b"not a video at all " * 20, "no video of a known format"),
         "empty": (b"", "no video of a known format"),
-        "cut before its index": (mp4()[:1000], "no video of a known format, or it is cut off|holds no pictures; is it cut off"),
+        "cut before its index": (mp4()[:1000], "is cut off: 1,000 bytes where its headers promise [0-9],[0-9]+"),
+        "cut in its first box": (mp4()[:10], "is cut off: 10 bytes where its headers promise 32"),
         "cut within a frame": (fast[: len(fast) * 2 // 3], "is cut off: the last of its [0-9]+ frames is not whole"),
         "cut between frames": (matroska[: len(matroska) // 2], "is cut off: its [0-9]+ frames end at 1.[0-9] of 2.5 seconds"),
         "a list of other files": (b"ffconcat version 1.0\nfile /etc/hostname\n", "no video of a known format"),
@@ -159,8 +166,12 @@ def broken_files():
 
 
 @pytest.mark.parametrize(
-    "name", ["text", "empty", "cut before its index", "cut within a frame", "cut between frames", "a list of other files"]
-)
+    "name",
+    [
+        "text", "empty", "cut before its index", "cut in its first box", "cut within a frame", "cut between frames",
+        "a list of other files",
+    ],
+)  # fmt: skip
 def test_a_broken_file_is_named_in_one_line(name, tmp_path):
     pytest.importorskip("av")
     data, reason = broken_files()[name]
@@ -169,6 +180,24 @@ def test_a_broken_file_is_named_in_one_line(name, tmp_path):
     with pytest.raises(DataError, match=reason) as caught:
         open_video(path, 5)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"container": "avi"}, {"container": "mp4", "codec": "libx264", "pixels": "yuv420p"}])
+def test_one_missing_frame_is_seen_and_what_a_camera_appends_does_no_harm(options):
+    data = written(**options)
+    assert shades(open_video(data + b"\0\0\0\x20camera's own notes" * 9, 5)) == pytest.approx(SAMPLED, abs=0.3)  # of 10
+    for missing in (17, len(data) // TOTAL):
+        with pytest.raises(DataError, match=f"is cut off: {len(data) - missing:,} bytes where its headers promise"):
+            open_video(data[:-missing], 5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"container": "mp4", "codec": "libx264", "pixels": "yuv420p", "movflags": "faststart"}]
+)
+def test_headers_that_promise_nothing_are_no_cut(options):
+    data = written(**options)
+    assert endless(data) != data
+    assert shades(open_video(endless(data), 5)) == pytest.approx(SAMPLED, abs=0.3)
 
 
 def test_a_damaged_frame_is_an_error_that_names_the_file():

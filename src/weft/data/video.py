@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ from weft.core.errors import ConfigError, DataError, WeftError
 from weft.core.layout import MediaLayout
 from weft.data.images import MAX_PIXELS, ImageTransform, open_image
 from weft.data.media_transform import MediaTransform, OpenedMedium
+from weft.data.promised_bytes import promised_bytes
 
 if TYPE_CHECKING:
     import av
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MICROSECONDS = 1_000_000  # FFmpeg's unit of a file's duration
 MISSING_SECONDS = 0.5  # the ends of sound and pictures, and how they are rounded, differ by less
+MISSING_BYTES = 16  # some programs count an AVI file's own header into what follows it
 
 
 def sampled_frames(total: int, num_frames: int) -> list[int]:
@@ -46,8 +48,8 @@ def open_video(source: Any, num_frames: int) -> list[np.ndarray]:
     (frames, height, width, 3) uint8; or one picture. Nothing but the file itself is read, whatever it refers to.
 
     Raises: DataError where it is missing, no video, without frames, cut off or damaged; WeftError where PyAV is missing. A cut
-    is seen by a broken last frame, or where half a second of the declared duration is missing; some streams (MPEG-TS) declare
-    none, and what there is of them is taken for the whole.
+    is seen by the bytes that the headers promise, by a broken last frame, or where half a second of the declared duration is
+    missing; some streams (MPEG-TS) declare nothing, and what there is of them is taken for the whole.
     """
     if isinstance(source, np.ndarray) and source.ndim == 4:
         if source.dtype != np.uint8 or source.shape[3] != 3 or 0 in source.shape:
@@ -148,7 +150,7 @@ def _container(source: Any, name: str) -> Iterator[InputContainer]:
     try:
         with (
             io.BytesIO(source) if not isinstance(source, str | Path) else Path(source).open("rb") as file,
-            av.open(file, "r", options={"protocol_whitelist": "none"}) as container,
+            av.open(_whole(file, name), "r", options={"protocol_whitelist": "none"}) as container,
         ):
             if not container.streams.video:
                 kinds = sorted({stream.type for stream in container.streams})
@@ -160,6 +162,15 @@ def _container(source: Any, name: str) -> Iterator[InputContainer]:
         raise DataError(f"{name} is a folder, not a video file") from None
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{name} is no video of a known format, or it is cut off: {error.strerror}") from None
+
+
+def _whole(file: IO[bytes], name: str) -> IO[bytes]:
+    """The file at its start. Raises: DataError where it is shorter than its headers say."""
+    promised, there = promised_bytes(file), file.seek(0, io.SEEK_END)
+    if promised is not None and promised - there > MISSING_BYTES:
+        raise DataError(f"{name} is cut off: {there:,} bytes where its headers promise {promised:,}")
+    file.seek(0)
+    return file
 
 
 def _index(container: InputContainer, name: str) -> _Index:
