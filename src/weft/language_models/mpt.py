@@ -62,7 +62,7 @@ class Mpt(LanguageModel):
 
         @classmethod
         def tiny(cls) -> Self:
-            return cls(vocabulary=96, width=60, num_layers=2, num_heads=6, context=256, clip=2.0, query_key_norm=True)
+            return cls(vocabulary=96, width=48, num_layers=2, num_heads=6, context=256, clip=2.0, query_key_norm=True)
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
