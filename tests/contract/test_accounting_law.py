@@ -1,5 +1,6 @@
 """Every part and every recipe is counted before it exists; a new one joins by existing."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from weft.language_models.decoder import Decoder
 from weft.projectors.linear import Linear
 from weft.recipes.catalogue import recipe, recipe_names, tiny_names, tiny_recipe
 from weft.serving.recipe_view import sample_of
-from weft.systems.accounting import SampleShape, cost, num_parameters, on_meta
+from weft.systems.accounting import SampleShape, cost, num_parameters, on_meta, without_values
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.memory import stage_cost
 
@@ -72,6 +73,17 @@ def test_every_part_is_made_where_the_block_says(kind, cls, monkeypatch):
     monkeypatch.setattr(torch, "linspace", lambda *args, **options: linspace(*args, **{"device": "cpu", **options}))
     made = on_meta(system(**{kind: cls.Config.tiny()}))
     assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("kind", "cls"), PARTS, ids=lambda value: getattr(value, "__name__", value))
+def test_listing_a_part_allocates_next_to_nothing(kind, cls):
+    config = system(**{kind: cls.Config.tiny()})
+    with without_values():
+        made = config.build()
+    assert gc.isenabled()
+    assert num_parameters(made) == num_parameters(on_meta(config))
+    allocated = num_parameters(parameter for parameter in made.parameters() if not parameter.is_meta)
+    assert allocated < 1e-3 * num_parameters(made)  # what starts as a range of numbers is that range
 
 
 @pytest.mark.parametrize("stage", STAGES)
