@@ -123,6 +123,63 @@ def test_what_a_decoder_cannot_write_is_refused(messages, match):
         processor().encode(Conversation(messages, id="7"))
 
 
+def dialogue(turns, trained, picture=True):
+    spoken = conversation(turns, picture)
+    answers = iter(trained)
+    messages = tuple(replace(m, train=next(answers)) if m.role == "assistant" else m for m in spoken.messages)
+    return replace(spoken, messages=messages)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data(), turns=turns, picture=st.booleans())
+def test_every_answer_that_is_learned_is_a_sample_with_all_before_it_in_what_the_encoder_reads(data, turns, picture):
+    trained = data.draw(st.lists(st.booleans(), min_size=len(turns), max_size=len(turns)))
+    spoken = dialogue(turns, trained, picture)
+    samples = processor().encode_all(spoken)
+    learned = [number for number, train in enumerate(trained) if train]
+    if not learned:
+        (sample,) = samples
+        assert (sample.decoder.targets == IGNORE).all() and (sample.targets == IGNORE).all()
+        return
+    assert [sample.id for sample in samples] == ["7", *(f"7.{n}" for n in range(2, len(learned) + 1))]
+    for number, sample in zip(learned, samples, strict=True):
+        alone = processor().encode(conversation(turns[: number + 1], picture))
+        assert sample.tokens.tolist() == alone.tokens.tolist() and (sample.targets == IGNORE).all()
+        assert sample.decoder.tokens.tolist() == alone.decoder.tokens.tolist()
+        assert sample.decoder.targets.tolist() == t5()[1](" " + turns[number][1]).input_ids
+    assert [len(sample.media.get("image", ())) for sample in samples] == [int(picture)] * len(samples)
+
+
+def test_turns_of_a_dialogue_show_their_picture_once_and_pack():
+    turns = [("What is it?", "a cat"), ("And now?", "a dog"), ("Where?", "on a mat")]
+    samples = processor().encode_all(dialogue(turns, [True] * 3))
+    batch = collate(pack(samples, 200))
+    assert len(batch.media["image"].layout) == 1 and len(batch.media["image"].spans) == len(batch.samples) == 3
+    assert int((batch.decoder.targets["text"] != IGNORE).sum()) == sum(len(s.decoder.targets) for s in samples)
+
+
+def test_answers_whose_question_lies_beyond_the_length_are_left_out():
+    """As a text of one piece would have been cut: what comes first stays."""
+    turns = [("What is it? " * 4, "a cat"), ("And now?", "a dog on a mat " * 9), ("Where? " * 9, "on a mat")]
+    spoken = dialogue(turns, [True] * 3)
+    whole = processor().encode_all(spoken)
+    limit = len(whole[1])
+    first, second = processor().encode_all(spoken, max_tokens=limit)
+    assert (first.id, second.id) == ("7", "7.2") and first.tokens.tolist() == whole[0].tokens.tolist()
+    assert second.decoder.tokens.tolist() == whole[1].decoder.tokens[:limit].tolist()
+    (only,) = processor().encode_all(spoken, max_tokens=16)
+    assert only.tokens.tolist() == processor().encode(conversation(turns[:1]), max_tokens=16).tokens.tolist()
+
+
+def test_a_system_without_a_decoder_makes_one_sample_of_a_dialogue():
+    config = Processor.Config(template="blip_2_t5", transforms={"image": ImageTransform(size=SIDE)})
+    plain = config.build(t5()[0], FourPositions())
+    spoken = dialogue([("What is it?", "a cat"), ("And now?", "a dog")], [True, True])
+    (sample,) = plain.encode_all(spoken)
+    assert sample.tokens.tolist() == plain.encode(spoken).tokens.tolist()
+    assert sample.targets.tolist() == plain.encode(spoken).targets.tolist()
+
+
 def test_each_side_is_cut_at_its_own_end_and_media_never():
     ready = processor()
     spoken = conversation([("What is it? " * 20, "a cat on a mat " * 20)])
