@@ -34,7 +34,7 @@ def write_t5_tokenizer(folder: Path) -> None:
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
-def write_llama_tokenizer(folder: Path) -> None:
+def write_llama_tokenizer(folder: Path, begin: str = "</s>") -> None:
     """Vicuna's as InstructBLIP has it: `</s>` before every text, and a padding token behind the vocabulary."""
     import transformers
 
@@ -44,7 +44,7 @@ def write_llama_tokenizer(folder: Path) -> None:
     )  # fmt: skip
     _settings(folder, "LlamaTokenizer", add_bos_token=True, add_eos_token=False)
     tokenizer = transformers.LlamaTokenizerFast.from_pretrained(
-        folder, bos_token="</s>", unk_token="</s>", truncation_side="left"
+        folder, bos_token=begin, unk_token="</s>", truncation_side="left"
     )
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
@@ -65,6 +65,7 @@ def _train(folder: Path, file: str, **options: object) -> None:
     import sentencepiece
 
     model = io.BytesIO()
+    folder.mkdir(exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(LINES * 20), model_writer=model, minloglevel=3, hard_vocab_limit=False, **options
     )

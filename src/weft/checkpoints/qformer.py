@@ -72,6 +72,12 @@ def projector_alone(part: KeyMap) -> KeyMap:
     return KeyMap.join(part, KeyMap(drop=ELSEWHERE))
 
 
+def lavis_transformer(config: QFormer.Config) -> KeyMap:
+    """The map of `QFormer.transformer` out of LAVIS' file of any stage, whatever language model it was trained for."""
+    reason = "maps to the file's language model, the transformer alone is loaded"
+    return projector_alone(KeyMap.join(LAVIS.transformer(config), KeyMap(drop=dict.fromkeys(LAVIS.projection, reason))))
+
+
 def read_config(saved: Mapping[str, Any]) -> QFormer.Config:
     """The Q-Former that a `blip-2` or `instructblip` config describes; what a file leaves out has the published default.
 

@@ -92,16 +92,21 @@ def load_system(
     """Open a Weft model folder, a run folder, a published folder, or a name on the hub (`owner/name@revision`).
 
     Published are folders in `transformers` layout and in the original ones of LLaVA, Qwen-VL, CogVLM, Mono-InternVL and
-    OpenFlamingo. Some leave out what they did not train: `parts` gives folders or hub names for `language_model`,
-    `streams.image.encoder` and `tokenizer`.
+    OpenFlamingo, and the files (`.pth`) of BLIP-2 and InstructBLIP as LAVIS writes them. Some leave out what they did not
+    train: `parts` gives folders or hub names for `language_model`, `streams.image.encoder` and `tokenizer`.
 
     `dtype` None keeps the file's precision. Parameters are read one by one into their places on `device`. A hub name is pinned
     by `revision` (a commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked.
 
     Raises: CheckpointError for what is missing, damaged, unsafe or does not fit; ConfigError for a part that must be given.
     """
-    folder = find_model_folder(path_or_hub_name, revision)
-    found = _contents(folder, parts or {})
+    if (file := Path(path_or_hub_name)).is_file() and file.suffix == ".pth":
+        from weft.recipes.lavis_file import read_lavis_file
+
+        folder, found = file.parent, read_lavis_file(file, parts or {})
+    else:
+        folder = find_model_folder(path_or_hub_name, revision)
+        found = _contents(folder, parts or {})
     system = _built(found.system, folder)
     found.key_map.load(system, found.tensors, found.where, dtype=dtype, device=device)
     return LoadedSystem(system.to(device).eval(), found.processor, folder)

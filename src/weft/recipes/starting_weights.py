@@ -9,13 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from weft.checkpoints import bert
+from weft.checkpoints import bert, blip_2_vision, qformer
 from weft.checkpoints.blip_2_pretraining import read_bert
 from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
+from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.visual_expert import with_experts
 from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import ModalityEncoder, System
+from weft.encoders.eva_clip import EvaClipVision
+from weft.projectors.qformer import QFormer
 from weft.recipes.encoder_loading import PublishedEncoder
 from weft.recipes.loading import find_model_folder, read_json
 from weft.systems.accounting import on_meta
@@ -32,7 +35,8 @@ def starting_weights(assignments: Sequence[str]) -> Callable[[System], None] | N
 
     A part is named by the prefix of its parameters (`language_model`, `streams.image.encoder`). A path is a folder in
     `transformers` layout, a hub name, or a Weft model folder that has the same part. Every parameter of the part is filled;
-    the Q-Former of BLIP-2's first stage may start from a BERT, which fills all that it has itself.
+    the Q-Former of BLIP-2's first stage may start from a BERT, which fills all that it has itself. A path may also be a LAVIS
+    file of BLIP-2 or InstructBLIP, for an image tower, a Q-Former or its `transformer`.
 
     Raises: ConfigError for a text that is no assignment; later, for a part that the system does not have.
     """
@@ -83,8 +87,10 @@ def starting_stages(assignments: Sequence[str], recipe: Recipe) -> dict[str, Cal
 
 
 def _parts(system: System) -> set[str]:
-    """The names of what has a config of its own."""
-    return {name for name, module in system.named_modules() if name and hasattr(module, "config")}
+    """The names of what has a config of its own, and of the transformers of Q-Formers, which files for several models share."""
+    named = dict(system.named_modules())
+    shared = {f"{name}.transformer" for name, module in named.items() if isinstance(module, QFormer)}
+    return {name for name, module in named.items() if name and hasattr(module, "config")} | shared
 
 
 def _fill_part(system: System, part: str, path: str) -> None:
@@ -92,6 +98,9 @@ def _fill_part(system: System, part: str, path: str) -> None:
     if part not in known:
         raise unknown_name("part", part, known)
     module = system.get_submodule(part)
+    if Path(path).is_file():
+        _lavis_map(system, part).load(module, WeightFiles(path), path)
+        return
     folder = find_model_folder(path)
     files = WeightFiles(folder)
     kind = read_json(folder / "config.json").get("model_type")
@@ -106,9 +115,23 @@ def _fill_part(system: System, part: str, path: str) -> None:
     if kind in bert.FORMAT.model_types and isinstance(system, FusionEncoder) and module is system.reader:
         read_bert(system, files, bert.read_config(read_json(folder / "config.json")), str(files.path))
         return
+    if not hasattr(module, "config"):
+        raise CheckpointError(f"{part} is filled from a file of LAVIS or from a Weft model folder, {folder} is neither")
     layout = _layout_of(module, kind)
     key_map = layout.key_map(module.config)
     with_experts(key_map, module.state_dict()).load(module, files, str(files.path))
+
+
+def _lavis_map(system: System, part: str) -> KeyMap:
+    """The table of a part out of a LAVIS file. Raises: CheckpointError for a part that such files do not hold."""
+    module, owner = system.get_submodule(part), system.get_submodule(part.removesuffix(".transformer"))
+    if isinstance(module, EvaClipVision):
+        return blip_2_vision.lavis_map(module.config)
+    if isinstance(module, QFormer):
+        return qformer.projector_alone(qformer.LAVIS.projector(module.config))
+    if isinstance(owner, QFormer):
+        return qformer.lavis_transformer(owner.config)
+    raise CheckpointError(f"{part} is a {type(module).__name__}; of files Weft reads LAVIS' EVA-CLIP tower and Q-Former")
 
 
 def _check_same_kind(part: str, module: ModalityEncoder, published: PublishedEncoder) -> None:

@@ -76,5 +76,7 @@ class TrainingRun:
         for stage in self.recipe.stages:
             if isinstance(stage.system, FusionEncoder.Config):
                 path = start.get(f"streams.{stage.system.stream}.projector")
-                return None if path is None else Tokenizer.from_file(find_model_folder(path)).with_special(("[DEC]",))
+                if path is None or Path(path).is_file():  # a LAVIS file brings no tokenizer
+                    return None
+                return Tokenizer.from_file(find_model_folder(path)).with_special(("[DEC]",))
         return None
