@@ -134,8 +134,8 @@ def read_shapes(
     every = places[0] + 1
     if places != list(range(every - 1, language_model.num_layers, every)):
         raise CheckpointError(
-            f"{where} has gated blocks in front of layers {places} of {language_model.num_layers}; they stand at equal "
-            "distances, and the last layer has one: is it for another language model?"
+            f"{where} has gated blocks in front of layers {places} of {language_model.num_layers}, not of every {every}. from "
+            f"{every - 1} on; is it for another language model?"
         )
     if shapes[table][0] < vocabulary + len(ADDED):
         raise CheckpointError(
