@@ -26,7 +26,7 @@ from weft.systems.fusion_encoder import FusionEncoder
 from weft.systems.multimodal_lm import Stream
 
 START, _END = "[DEC]", "</s>"
-_TEMPLATES = {Opt.Config: "blip_2_opt", T5.Config: "blip_2_t5"}
+_TEMPLATES: dict[type, str] = {Opt.Config: "blip_2_opt", T5.Config: "blip_2_t5"}
 
 
 def read_lavis_file(path: Path, parts: Parts) -> FolderContents:

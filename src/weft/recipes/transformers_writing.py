@@ -105,7 +105,8 @@ def _write_blip_2(folder: Path, system: MultimodalSystem, processor: Processor) 
             "give the processor a template like 'instructblip' or 'blip_2_opt'"
         )
     tokenizer, image_token, needed = _with_marker(processor.tokenizer, language_model.vocabulary)
-    grown = replace(system.config, language_model=replace(language_model, vocabulary=needed))
+    larger = replace(language_model, vocabulary=needed)  # type: ignore[call-arg]  # a field of every language model
+    grown = replace(system.config, language_model=larger)
     tensors = blip_2.key_map(system.config).from_weft(weights(system))
     tensors = {key: _grown(key, tensor, needed) for key, tensor in tensors.items()}
     config = blip_2.write_config(grown, image_token)
