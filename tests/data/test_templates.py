@@ -36,6 +36,7 @@ WRITTEN = {
     "blip_2_t5": "Question: Q1 Answer: A1 Question: Q2 Answer: A2",
     "instructblip": "Q1 A1</s>Q2 A2</s>",
     "minigpt_4": "###Human: <Img><image></Img> Q1 ###Assistant: A1######Human: Q2 ###Assistant: A2###",
+    "minigpt_4_llama_2": "[INST] <Img><image></Img> Q1 [/INST] A1</s>[INST] Q2 [/INST] A2</s>",
     "minigpt_4_chat": "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it "
     "to you. Please answer my questions.###Human: <Img><image></Img> Q1###Assistant: A1###Human: Q2###Assistant: A2###",
     "flamingo": "<image>Q1 A1<|endofchunk|>Q2 A2<|endofchunk|>",
@@ -82,6 +83,7 @@ PROMPT_END = {
     "blip_2_t5": "Question: Q1 Answer:",
     "instructblip": "Q1",
     "minigpt_4": "###Human: <Img><image></Img> Q1 ###Assistant: ",
+    "minigpt_4_llama_2": "[INST] <Img><image></Img> Q1 [/INST] ",
     "minigpt_4_chat": "###Human: <Img><image></Img> Q1###Assistant: ",
     "flamingo": "<image>Q1",
     "idefics": "<image><fake_token_around_image>Q1<end_of_utterance>\nAssistant:",

@@ -30,6 +30,7 @@ COUNTS = [
     (instructblip.instructblip, "flan-t5-xl", 4_022_968_320, None),
     (minigpt_4.minigpt_4, "7b", None, 3_149_824),
     (minigpt_4.minigpt_4, "13b", None, 3_937_280),
+    (minigpt_4.minigpt_4, "llama-2-7b", None, 5632 * 4096 + 4096),
 ]
 
 
@@ -167,6 +168,26 @@ def test_minigpt_4_reads_its_published_sequence(tokenizer):
     said = tokenizer.encode("a red 7###")
     assert sample.tokens[first + queries :].tolist() == behind + said
     assert learned.tolist() == said
+
+
+def test_minigpt_4_on_llama_2_has_no_queries_and_four_patches_a_token(tokenizer):
+    stage = minigpt_4.minigpt_4("llama-2-7b").stage("tune")
+    stream = stage.system.streams[STREAM]
+    assert stream.projector.num_tokens(stream.encoder.layout()) == 64
+    tiny = minigpt_4.tiny().stage("tune").system.streams[STREAM]
+    encoder = replace(tiny.encoder, keep_class_token=False)
+    small = replace(stage, system=system_of(minigpt_4.tiny().system.language_model, replace(stream, encoder=encoder)))
+    transforms = {STREAM: replace(stage.processor.transforms[STREAM], size=64)}
+    processor = replace(stage.processor, transforms=transforms).build(tokenizer, small.system)
+    sample = processor.encode(asked("Describe this image in detail.", "a red 7"))
+    first, patches = int(sample.modality.argmax()), int(sample.modality.sum())
+    assert sample.tokens[:first].tolist() == [*tokenizer.begin, *tokenizer.encode("[INST] <Img>")]
+    behind, said = tokenizer.encode("</Img> Describe this image in detail. [/INST] "), tokenizer.encode("a red 7</s>")
+    assert patches == 4 and sample.tokens[first + patches :].tolist() == behind + said
+    assert sample.targets[sample.targets != IGNORE].tolist() == said
+    system = small.system.build()
+    with torch.no_grad():
+        assert system(collate([sample])).logits().isfinite().all()
 
 
 @pytest.mark.parametrize("vocabulary", [None, 61])

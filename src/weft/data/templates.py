@@ -253,6 +253,16 @@ _TEMPLATES = (
         answer_apart=True,
         spelled_end=True,
     ),
+    # the same on LLaMA-2-chat, as it is tuned
+    Template(
+        name="minigpt_4_llama_2",
+        user_header="[INST] ",
+        user_footer=" [/INST] ",
+        answer_end="</s>",
+        media_header="<Img>",
+        media_footer="</Img> ",
+        answer_apart=True,
+    ),
     Template(
         name="minigpt_4_chat",
         system="Give the following image: <Img>ImageContent</Img>. "
