@@ -384,6 +384,14 @@ def test_data_desk_draws_a_sheet(capsys, tmp_path):
     assert Image.open(path).width > 500
 
 
+@pytest.mark.parametrize("of", ["speech", "speech_and_picture", "films"])
+def test_data_desk_draws_sounds_and_films(capsys, tmp_path, of):
+    path = tmp_path / "sheet.png"
+    assert f"2 {of} of desk/test" in says(capsys, "data", "desk", "--preview", path, "-n", 2, "--of", of, "--split", "test")
+    assert Image.open(path).convert("L").crop((0, 8, 128, 72)).getextrema() != (255, 255)
+    assert "did you mean 'films'" in fails(capsys, "data", "desk", "--preview", path, "--of", "fillms")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
 def test_a_full_disk_is_one_line(capsys, tmp_path):
     (tmp_path / "full.png").write_bytes(b"an older sheet")
