@@ -50,7 +50,8 @@ def with_data(recipe: Recipe, data: Sequence[str], images: Path | None) -> Recip
 
     def fed(stage: Stage) -> Dataset.Config:
         if stage.name in parts:
-            known = dict(parts_of(stage))
+            assert isinstance(stage.data, Mixture.Config)
+            known = dict(stage.data.parts)
             for part, file in parts[stage.name].items():
                 known[part] = replace(known[part], data=reader(file, folder, known[part].data))
             return replace(stage.data, parts=known)

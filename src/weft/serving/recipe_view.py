@@ -10,6 +10,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from weft.core.interfaces import System
+from weft.data.dataset import Dataset
+from weft.data.datasets.mixture import Mixture
 from weft.serving.quantities import count, percent, short, size_of_memory
 from weft.systems.accounting import Part, SampleShape, num_parameters, on_meta, parts
 from weft.systems.dual_encoder import DualEncoder
@@ -120,8 +122,7 @@ def _facts(stage: Stage, cost: StageCost) -> dict[str, str]:
     together = stage.micro_batch_size or stage.batch_size
     return {
         "trains": f"{' '.join(stage.train)}: {count(cost.trained_parameters)} parameters, {percent(cost.share)}",
-        "data": f"{type(stage.data).__qualname__.removesuffix('.Config')}, template {stage.processor.template}, "
-        f"at most {count(stage.max_tokens)} tokens a sample",
+        "data": f"{_named(stage.data)}, template {stage.processor.template}, at most {count(stage.max_tokens)} tokens a sample",
         "steps": f"{length} of {count(stage.batch_size)} samples",
         "optimizer": f"{optimizer.name}, peak rate {rate}, {stage.schedule.decay}, warm-up {warmup}, {stage.precision}",
         "a sample": f"{short(cost.sample.forward_flops, 'FLOP')} forward, {short(cost.sample.backward_flops, 'FLOP')} backward",
@@ -129,3 +130,12 @@ def _facts(stage: Stage, cost: StageCost) -> dict[str, str]:
         f"optimizer {size_of_memory(cost.optimizer_bytes)}, activations {size_of_memory(cost.activation_bytes)} a sample: "
         f"{size_of_memory(cost.total_bytes(together))} with {count(together)} at a time",
     }
+
+
+def _named(data: Dataset.Config) -> str:
+    """A data set, or the parts of a mixture with their weights."""
+    name = type(data).__qualname__.removesuffix(".Config")
+    if not isinstance(data, Mixture.Config):
+        return name
+    by = {"given": "", "sizes": " by size", "roots": " by the roots of their sizes"}[data.weighting]
+    return f"{name}{by} of {', '.join(f'{part} {config.weight:g}' for part, config in data.parts.items())}"

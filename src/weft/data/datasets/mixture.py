@@ -24,10 +24,12 @@ class Mixture(Dataset):
     A part's probability goes by its weight alone ("given"), by its size times its weight ("sizes": with weights of 1 a
     concatenation, with 3 what is shown three times) or by the root of its size times its weight ("roots", InstructBLIP's).
     An epoch of `epoch` samples (0: as many as the parts have together, each times its weight under "sizes") holds `counts` of
-    each, its probability to the nearest sample; that many epochs show every sample of a part equally often, give or take one.
+    each, its probability to the nearest sample; after any number of epochs every sample of a part has been shown equally often,
+    give or take one time.
 
     Index i depends on the seed and on i alone: which place of which epoch it is, which part has that place and which sample
-    of the part comes next is arithmetic. A stretch of `STREAM` indices is a stream of its own, which begins anew.
+    of the part comes next is arithmetic. A stretch of `STREAM` indices is a stream of its own, which begins anew; parts without
+    end begin at its number.
 
     `loss_weight` of a part weighs its tokens in the loss.
 
@@ -100,7 +102,7 @@ class Mixture(Dataset):
         name, part = self.names[number], self.parts[number]
         shown = epoch * self.counts[name] + place - (self._ends[number] - self.counts[name])
         if part.endless:
-            return number, shown + (stream * STREAM if part.shuffled else 0)
+            return number, shown + stream * (STREAM if part.shuffled else 1)
         turn, inner = divmod(shown, len(part))
         return number, shuffled(inner, len(part), seed, stream, name, turn)
 
