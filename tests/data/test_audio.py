@@ -16,6 +16,7 @@ from weft.core.conversation import Conversation, Media, assistant, user
 from weft.core.errors import ConfigError, DataError
 from weft.core.layout import MediaLayout
 from weft.data.audio import AudioTransform, Waveform, WaveformTransform, open_audio
+from weft.data.clap_audio import ClapAudioTransform
 from weft.data.collate import collate
 from weft.data.log_mel import log_mel
 from weft.data.processor import Processor
@@ -116,6 +117,29 @@ def test_a_bad_file_is_refused_by_its_name(tmp_path, content, complaint):
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"bad\.wav .*{complaint}"):
         open_audio(path)
+
+
+@pytest.mark.parametrize(
+    "transform", [AudioTransform(), WaveformTransform(), ClapAudioTransform()], ids=lambda t: type(t).__name__
+)
+@pytest.mark.parametrize("rate", [2**31 - 1, 999_983])
+def test_a_rate_that_no_recorder_writes_is_refused_before_its_filter_is_made(tmp_path, transform, rate):
+    path = tmp_path / "bad.wav"
+    path.write_bytes(wav(encoded(tone(440, 0.01), 1, 16), 1, 1, rate, 16))
+    with pytest.raises(DataError, match=rf"^{path} has {rate:,} samples a second"):
+        transform.open(path, MediaLayout(1, 1))
+
+
+def test_a_waveform_without_one_whole_frame_is_refused_and_a_spectrogram_is_padded(tmp_path):
+    path = tmp_path / "click.wav"
+    for num_samples, frames in ((399, 0), (400, 1)):
+        path.write_bytes(wav(encoded(tone(440, 0.1)[:num_samples], 1, 16), 1, 1, RATE, 16))
+        assert AudioTransform(clip_seconds=1).open(path, MediaLayout(1, 1)).units.shape == (1, 80, 100)
+        if frames:
+            assert WaveformTransform().open(path, MediaLayout(1, 1)).layout.num_samples == 400
+        else:
+            with pytest.raises(DataError, match=rf"^{path} holds 399 samples of 16 kHz, of which 400 make one frame"):
+                WaveformTransform().open(path, MediaLayout(1, 1))
 
 
 def test_what_is_no_audio_file_is_refused(tmp_path):

@@ -20,6 +20,9 @@ from weft.data.media_transform import MediaTransform, OpenedMedium
 from weft.data.resampling import resample
 from weft.data.wav_file import is_wav, read_wav
 
+FRAME_SAMPLES = 400
+"""What HuBERT's convolutions read for one frame: a shorter waveform has no feature."""
+
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
@@ -50,6 +53,18 @@ def open_audio(source: Any, name: str | None = None, seconds: float | None = Non
     return Waveform(mono, rate)
 
 
+def open_clip(source: Any, num_samples: int, sample_rate_hz: int) -> np.ndarray:
+    """The first samples of a recording at another rate, mono, at most `num_samples` of them, as `open_audio` reads them.
+
+    Raises: DataError, also for a rate that cannot be brought to the one asked for.
+    """
+    recording = open_audio(source, seconds=num_samples / sample_rate_hz + 0.1)  # the filter looks a little beyond the clip
+    try:
+        return resample(recording.samples, recording.sample_rate_hz, sample_rate_hz)[:num_samples]
+    except DataError as error:
+        raise DataError(f"{_name(source)} {error}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class AudioTransform(MediaTransform):
     """How a recording becomes [num_mels, frames] log-mel values: a clip of fixed length, padded with silence.
@@ -70,7 +85,7 @@ class AudioTransform(MediaTransform):
 
     def open(self, source: Any, unit: MediaLayout) -> OpenedMedium:
         whole = np.zeros(self.unit_shape[1] * HOP_SAMPLES, np.float32)
-        samples = _clip(source, len(whole))
+        samples = open_clip(source, len(whole), SAMPLE_RATE_HZ)
         whole[: len(samples)] = samples
         return OpenedMedium(log_mel(torch.from_numpy(whole), self.num_mels).numpy()[None], unit, None)
 
@@ -98,7 +113,10 @@ class WaveformTransform(MediaTransform):
         return (round(self.clip_seconds * SAMPLE_RATE_HZ),)
 
     def open(self, source: Any, unit: MediaLayout) -> OpenedMedium:
-        samples = _clip(source, *self.unit_shape)
+        (most,) = self.unit_shape
+        samples = open_clip(source, most, SAMPLE_RATE_HZ)
+        if len(samples) < min(most, FRAME_SAMPLES):
+            raise DataError(f"{_name(source)} holds {len(samples)} samples of 16 kHz, of which {FRAME_SAMPLES} make one frame")
         if self.standardise:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return OpenedMedium(samples[None], replace(unit, num_samples=len(samples)), None)
@@ -113,12 +131,6 @@ class WaveformTransform(MediaTransform):
 def _check_clip(seconds: float, least_samples: int) -> None:
     if seconds * SAMPLE_RATE_HZ < least_samples:
         raise ConfigError(f"clip_seconds={seconds} is too short; it must hold at least {least_samples} samples of 16 kHz")
-
-
-def _clip(source: Any, num_samples: int) -> np.ndarray:
-    """The first samples at 16 kHz, mono, at most `num_samples`."""
-    recording = open_audio(source, seconds=num_samples / SAMPLE_RATE_HZ + 0.1)  # the filter looks a little beyond the clip
-    return resample(recording.samples, recording.sample_rate_hz, SAMPLE_RATE_HZ)[:num_samples]
 
 
 def _name(source: Any) -> str:

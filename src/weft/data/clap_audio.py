@@ -12,10 +12,9 @@ from torch import Tensor
 
 from weft.core.errors import ConfigError
 from weft.core.layout import MediaLayout
-from weft.data.audio import open_audio
+from weft.data.audio import open_clip
 from weft.data.log_mel import slaney_filters
 from weft.data.media_transform import MediaTransform, OpenedMedium
-from weft.data.resampling import resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +68,7 @@ class ClapAudioTransform(MediaTransform):
         return (self.num_mels, 1 + self.num_samples // self.hop_samples)
 
     def open(self, source: Any, unit: MediaLayout) -> OpenedMedium:
-        recording = open_audio(source, seconds=self.clip_seconds + 0.1)  # the filter looks a little beyond the clip
-        samples = resample(recording.samples, recording.sample_rate_hz, self.sample_rate_hz)[: self.num_samples]
+        samples = open_clip(source, self.num_samples, self.sample_rate_hz)
         return OpenedMedium(self.decibels(self.filled(samples)).numpy()[None], unit, None)
 
     def normalise(self, units: Sequence[np.ndarray]) -> Tensor:
