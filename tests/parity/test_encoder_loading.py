@@ -16,6 +16,7 @@ import weft
 from weft.core.errors import CheckpointError
 from weft.core.layout import MediaLayout
 from weft.data.audio import AudioTransform, Waveform, WaveformTransform
+from weft.data.clap_audio import ClapAudioTransform
 from weft.data.images import ImageTransform
 from weft.recipes.catalogue import tiny_recipe
 from weft.recipes.encoder_loading import LoadedEncoder
@@ -84,6 +85,14 @@ def hubert():
         **SHAPE, conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, vocab_size=20
     )
     return transformers.HubertForCTC(config)
+
+
+def clap():
+    audio = {
+        "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "patch_embeds_hidden_size": 12, "hidden_size": 24,
+        "depths": [2, 2], "num_attention_heads": [2, 3], "num_hidden_layers": 2,
+    }  # fmt: skip
+    return transformers.ClapModel(transformers.ClapConfig(audio_config=audio, text_config=TEXT))
 
 
 def written(folder, model, *preprocessors):
@@ -217,6 +226,31 @@ def test_hubert_hears_what_the_reference_hears(tmp_path, standardise):
     assert_close(torch.as_tensor(unit.units), expected)
     with torch.no_grad():
         assert_close(features(loaded, expected, unit.layout), theirs.hubert(expected).last_hidden_state)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["CLAP", "its tower"])
+def test_clap_hears_what_the_reference_hears(tmp_path, alone):
+    extractor = transformers.ClapFeatureExtractor(feature_size=16, max_length_s=1, truncation="rand_trunc", frequency_min=50)
+    theirs = clap().audio_model if alone else clap()
+    loaded = weft.load_encoder(written(tmp_path, theirs, extractor))
+    assert loaded.transform == ClapAudioTransform(num_mels=16, clip_seconds=1)
+    assert loaded.encoder.config.num_frames == 101
+    assert alone or {"logit_scale_a", "audio_projection.linear1.weight"} < set(loaded.dropped)
+    samples = np.random.default_rng(0).normal(0, 0.1, 30_000).astype(np.float32)
+    unit = loaded.transform.open(Waveform(samples, 48_000), loaded.encoder.config.layout())
+    expected = torch.as_tensor(np.asarray(extractor(samples, sampling_rate=48_000)["input_features"])).float()
+    assert (
+        torch.as_tensor(unit.units) - expected[0].mT
+    ).abs().max() < 1e-4  # decibels; the extractor rounds spectra to float32
+    with torch.no_grad():
+        grid = (theirs if alone else theirs.audio_model)(expected).last_hidden_state
+        assert_close(features(loaded, expected[0].mT), grid.flatten(2).mT)
+
+
+def test_clap_with_fused_spectrograms_is_refused(tmp_path):
+    written(tmp_path, clap(), transformers.ClapFeatureExtractor(feature_size=16, truncation="fusion"))
+    with pytest.raises(CheckpointError, match="truncation='fusion', not 'rand_trunc'"):
+        weft.load_encoder(tmp_path)
 
 
 def test_without_preprocessing_nothing_is_made_up(tmp_path):

@@ -19,6 +19,7 @@ from weft.core.errors import CheckpointError
 from weft.core.layout import MediaLayout
 from weft.encoders.clip import ClipText
 from weft.encoders.eva_clip import EvaClipVision
+from weft.recipes.encoder_loading import load_encoder
 from weft.recipes.loading import load_system
 from weft.systems.dual_encoder import DualEncoder
 
@@ -352,6 +353,10 @@ def test_a_folder_with_its_config_weights_and_tokenizer_opens(tmp_path):
     assert loaded.processor.config.transforms["image"].size == 30
     found = EVA_CLIP.key_map(config).from_weft(weights(loaded.system))
     assert all(torch.equal(value, state[key]) for key, value in found.items())
+    alone = load_encoder(tmp_path)
+    assert alone.encoder.config == config.media and "logit_scale" in alone.dropped
+    with torch.no_grad():
+        assert torch.equal(alone.encoder.pool(PIXELS), loaded.system.eval().media.pool(PIXELS))
 
 
 # Published sizes

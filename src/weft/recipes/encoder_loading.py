@@ -45,8 +45,8 @@ def load_encoder(
 ) -> LoadedEncoder:
     """Open an encoder from a folder in `transformers` layout or a name on the hub (`owner/name@revision`), weights included.
 
-    The folder may hold the encoder alone or a whole model that has it (CLIP, LLaVA, BLIP-2, Whisper with its decoder). Of a
-    LLaVA the encoder gives the features that LLaVA reads. `dtype` None keeps the file's precision. A hub name is pinned by
+    The folder may hold the encoder alone or a whole model that has it (CLIP, CLAP, LLaVA, BLIP-2, Whisper with its decoder). Of
+    a LLaVA the encoder gives the features that LLaVA reads. `dtype` None keeps the file's precision. A hub name is pinned by
     `revision` (a commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked. A file other than safetensors
     is read only where it holds nothing but tensors.
 
@@ -112,17 +112,19 @@ class PublishedEncoder(NamedTuple):
 
 
 def tower_config(folder: Path) -> Mapping[str, Any]:
-    """What a folder's `config.json` says of its image tower, with its `model_type`."""
+    """What a folder's `config.json` says of its tower of media, with its `model_type`."""
     return _tower(read_json(folder / "config.json"))
 
 
 def _tower(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the image tower inside a whole model's; the config itself where there is none inside."""
-    inside = saved.get("vision_config")
-    if not isinstance(inside, dict):
-        return saved
-    kind = str(saved["model_type"]).replace("-", "_")
-    return {"model_type": f"{kind}_vision_model", **inside}
+    """The config of the media tower inside a whole model's; the config itself where there is none inside."""
+    kind = str(saved.get("model_type", "")).replace("-", "_")
+    if kind == "eva_clip":  # its towers share what the config says of both
+        return {**saved, "model_type": "eva_clip_vision"}
+    for part in ("vision", "audio"):
+        if isinstance(inside := saved.get(f"{part}_config"), dict):
+            return {"model_type": f"{kind}_{part}_model", **inside}
+    return saved
 
 
 def _features_read_by(saved: Mapping[str, Any], config: Any) -> Any:

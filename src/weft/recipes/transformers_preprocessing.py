@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import ModalityEncoder
 from weft.data.audio import AudioTransform, WaveformTransform
+from weft.data.clap_audio import ClapAudioTransform
 from weft.data.images import FILTERS, HALF, ImageTransform
 from weft.data.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from weft.data.media_transform import MediaTransform
 from weft.data.tiles import FittedCanvas, PictureTiles
+from weft.encoders.clap_laion import ClapLaionWrapper
 from weft.encoders.dinov2 import Dinov2
 from weft.encoders.hubert import Hubert
 from weft.encoders.mllama import Mllama
@@ -40,7 +42,8 @@ def preprocessing(folder: Path) -> dict[str, Any]:
 def read_media_transform(folder: Path, encoder: ModalityEncoder.Config) -> tuple[MediaTransform | None, ModalityEncoder.Config]:
     """The transform of an encoder's media, and the encoder at the size that the transform gives.
 
-    DINOv2 and ResNet take pictures of other sizes than their configs name, and are published with such a processor. None where
+    DINOv2 and ResNet take pictures of other sizes than their configs name, and are published with such a processor; the configs
+    of CLAP do not say how long a clip is. None where
     the folder states no preprocessing, or Weft has no transform for the encoder.
 
     Raises: CheckpointError for preprocessing that Weft does not have, or that does not fit the encoder.
@@ -52,6 +55,9 @@ def read_media_transform(folder: Path, encoder: ModalityEncoder.Config) -> tuple
         return _read_log_mel(saved, encoder, folder), encoder
     if isinstance(encoder, Hubert.Config):
         return _read_waveform(saved, encoder, folder), encoder
+    if isinstance(encoder, ClapLaionWrapper.Config):
+        heard = _read_decibels(saved, encoder, folder)
+        return heard, replace(encoder, num_frames=heard.unit_shape[1])
     if isinstance(encoder, Mllama.Config):
         return read_fitted_tiles(saved, encoder, folder), encoder
     if encoder.modality != "image":
@@ -153,6 +159,28 @@ def _read_waveform(saved: Mapping[str, Any], encoder: Hubert.Config, folder: Pat
     _expect(saved, {"sampling_rate": SAMPLE_RATE_HZ, "feature_size": 1}, folder)
     seconds = encoder.clip_samples / SAMPLE_RATE_HZ
     return WaveformTransform(clip_seconds=seconds, standardise=saved.get("do_normalize", True))
+
+
+def _read_decibels(saved: Mapping[str, Any], encoder: ClapLaionWrapper.Config, folder: Path) -> ClapAudioTransform:
+    default = ClapAudioTransform()
+    _expect(
+        saved,
+        {
+            "sampling_rate": default.sample_rate_hz,
+            "feature_size": encoder.num_mels,
+            "fft_window_size": default.window_samples,
+            "hop_length": default.hop_samples,
+            "truncation": "rand_trunc",
+            "padding": "repeatpad",
+        },
+        folder,
+    )
+    return ClapAudioTransform(
+        num_mels=encoder.num_mels,
+        clip_seconds=saved.get("max_length_s", default.clip_seconds),
+        lowest_hz=saved.get("frequency_min", 0.0),
+        highest_hz=saved.get("frequency_max", default.highest_hz),
+    )
 
 
 def _expect(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
