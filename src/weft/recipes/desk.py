@@ -84,7 +84,7 @@ EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {
     "largest": 1.5,
     "caption_detailed": 1.5,
     "read": 1.5,
-    "count": 1.25,
+    "count": 2.5,
     "sum": 1.25,
 }
 """What stage 2 asks: every type, those that are learned last more often."""
