@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.layers.kernels import attend
+from weft.layers.linear import Linear
 from weft.layers.rotary import rotate
 from weft.layers.routes import routed_linears
 from weft.layers.slots import BlockContext
@@ -42,10 +43,10 @@ class Attention(nn.Module):
         self.head_width = head_width or width // num_heads
         self.layer = layer
         inner, inner_kv = self.num_heads * self.head_width, self.num_key_value_heads * self.head_width
-        self.query = nn.Linear(width, inner, bias=input_bias)
-        self.key = nn.Linear(width, inner_kv, bias=input_bias if key_bias is None else key_bias)
-        self.value = nn.Linear(width, inner_kv, bias=input_bias)
-        self.output: nn.Module = nn.Linear(inner, width, bias=output_bias)
+        self.query = Linear(width, inner, bias=input_bias)
+        self.key = Linear(width, inner_kv, bias=input_bias if key_bias is None else key_bias)
+        self.value = Linear(width, inner_kv, bias=input_bias)
+        self.output: nn.Module = Linear(inner, width, bias=output_bias)
         self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.routes = nn.ModuleDict()
@@ -72,7 +73,7 @@ class Attention(nn.Module):
             query = query * (scale if last is None else scale[rows, :, last][:, :, None]).to(query.dtype)
         if rotary is not None and key.shape[2] == 1:  # one call for both: a decoding step is mostly calls
             heads = (self.num_heads, self.num_key_value_heads)
-            query, key = rotate(torch.cat((query, key), 1), rotary).split(heads, 1)
+            query, key = rotate(torch.cat((query, key), 1), rotary).split_with_sizes(heads, 1)
         elif rotary is not None and query_rotary is not None:
             query, key = rotate(query, query_rotary), rotate(key, rotary)
         if context.cache is not None:

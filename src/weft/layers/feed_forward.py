@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core.errors import unknown_name
+from weft.layers.linear import Linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -47,8 +48,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden_width: int, activation_name: str = "gelu", bias: bool = True) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden_width, bias=bias)
-        self.down = nn.Linear(hidden_width, width, bias=bias)
+        self.up = Linear(width, hidden_width, bias=bias)
+        self.down = Linear(hidden_width, width, bias=bias)
         self.activation = activation(activation_name)
         self.routes = nn.ModuleDict()
 
@@ -61,9 +62,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int, hidden_width: int, activation_name: str = "silu", bias: bool = False) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden_width, bias=bias)
-        self.up = nn.Linear(width, hidden_width, bias=bias)
-        self.down: nn.Module = nn.Linear(hidden_width, width, bias=bias)
+        self.gate = Linear(width, hidden_width, bias=bias)
+        self.up = Linear(width, hidden_width, bias=bias)
+        self.down: nn.Module = Linear(hidden_width, width, bias=bias)
         self.activation = activation(activation_name)
         self.routes = nn.ModuleDict()
 

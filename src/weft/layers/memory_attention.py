@@ -11,6 +11,7 @@ from weft.core.attention_rule import AttentionRule
 from weft.core.cache import Cache
 from weft.core.memory import Memory
 from weft.layers.kernels import attend, attend_view
+from weft.layers.linear import Linear
 
 
 class MemoryAttention(nn.Module):
@@ -39,10 +40,10 @@ class MemoryAttention(nn.Module):
         self.layer, self.memory_name = layer, memory_name
         memory_width = memory_width or width
         inner, inner_kv = num_heads * self.head_width, (num_key_value_heads or num_heads) * self.head_width
-        self.query = nn.Linear(width, inner, bias=False)
-        self.key = nn.Linear(memory_width, inner_kv, bias=False)
-        self.value = nn.Linear(memory_width, inner_kv, bias=False)
-        self.output = nn.Linear(inner, width, bias=False)
+        self.query = Linear(width, inner, bias=False)
+        self.key = Linear(memory_width, inner_kv, bias=False)
+        self.value = Linear(memory_width, inner_kv, bias=False)
+        self.output = Linear(inner, width, bias=False)
         self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
 
