@@ -51,6 +51,14 @@ def test_pattern_names_the_cheapest_exact_description():
     assert AttentionRule(one * 6, one, keys=keys).pattern == "full"
 
 
+def test_what_the_last_token_of_a_causal_row_sees_is_known_and_every_other_looked_up():
+    rule = AttentionRule.causal(2, 5)
+    last = rule.of_queries(torch.tensor([4, 4]))
+    assert vars(last)["pattern"] == "full" and last.everyone_sees and last.allowed.all()
+    earlier = rule.of_queries(torch.tensor([4, 2]))
+    assert earlier.pattern == "general" and torch.equal(earlier.allowed[:, 0], rule.allowed[[0, 1], [4, 2]])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_pattern_and_segments_agree_with_the_rule_written_out(data):

@@ -119,7 +119,11 @@ class AttentionRule:
         """The rule of one query a row, against the same keys. Shapes: index [B]."""
         row = torch.arange(len(index), device=index.device)
         order, segment, position = (side[row, index][:, None] for side in self.queries)
-        return AttentionRule(order, segment, position, self.window, self.keys).with_score_bias(self.score_bias)
+        rule = AttentionRule(order, segment, position, self.window, self.keys).with_score_bias(self.score_bias)
+        rule.everyone_sees = self.everyone_sees
+        if self.__dict__.get("pattern") == "causal" and bool((index == self.shape[1] - 1).all()):
+            return rule.assume(pattern="full", everyone_sees=True)
+        return rule
 
     def with_window(self, window: int | None) -> AttentionRule:
         """The same rule under a sliding window (in positions)."""

@@ -81,10 +81,10 @@ class Decoding:
         assert self._next is not None and self._step is not None and self._modality is not None
         model = self.system.language_model
         rule = self.cache.advance(self._next)
-        sequence = TokenSequence(self.system.embed(tokens[:, None]), self._next[2], rule, self._modality, self._memory)
+        sequence = TokenSequence(self.system.embed(tokens.unsqueeze(1)), self._next[2], rule, self._modality, self._memory)
         hidden, _ = model(sequence, self.cache)
         self._next = self._next + self._step
-        return self.system.head(hidden[:, -1])
+        return self.system.head(hidden.squeeze(1))
 
     @torch.inference_mode()
     def keep(self, places: Sequence[int]) -> None:
@@ -128,11 +128,8 @@ def behind_cache(
 def right_padded_causal(text: TextSide) -> bool:
     """Whether each row is one segment in ascending order with padding, if any, on the right only."""
     segment, order = text.segment, text.order
-    real = segment > 0
-    one_segment = (segment == segment[:, :1]) | ~real
-    ascending = (order.diff(dim=1) > 0) | ~real[:, 1:]
-    padding_last = (real[:, :-1] | ~real[:, 1:]).all()
-    return bool(one_segment.all() & ascending.all() & padding_last & real[:, 0].all())
+    goes_on = (segment.diff(dim=1) == 0) & (order.diff(dim=1) > 0)
+    return bool((goes_on | (segment[:, 1:] == 0)).all() & (segment[:, 0] > 0).all())
 
 
 def last_real_token(text: TextSide) -> Tensor:

@@ -187,12 +187,12 @@ class Decoder(LanguageModel):
     def forward(
         self, sequence: TokenSequence, cache: Cache | None = None, start: int = 0, stop: int | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        stop = len(self.blocks) if stop is None else stop
+        blocks, depth = self.blocks, len(self.blocks)
         context = self._context(sequence, cache)
         hidden, memory = working_precision(sequence.embeddings), sequence.memory
-        for block in islice(self.blocks, start, stop):  # a slice would build a ModuleList on every call
+        for block in islice(blocks, start, stop):  # a slice would build a ModuleList on every call
             hidden, memory = block(hidden, memory, context)
-        if stop == len(self.blocks):
+        if stop is None or stop == depth:
             hidden = self.final_norm(hidden)
         return hidden, memory
 

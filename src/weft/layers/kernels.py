@@ -63,7 +63,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, dropo
         return _forced[-1](query, key, value, rule)
     if dropout:
         return fused(query, key, value, rule, dropout)
-    segments = rule.segments if rule.shape[1] > 1 else None
+    segments = rule.segments if query.shape[2] > 1 else None
     if segments is not None:
         return packed(query, key, value, rule)
     return _choose(query, key, rule)(query, key, value, rule)
@@ -71,8 +71,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, dropo
 
 def _choose(query: Tensor, key: Tensor, rule: AttentionRule) -> Kernel:
     # Measured: on a CPU the fused kernel's bf16 backward is 5 times slower than matmul and softmax at these lengths.
-    reduced = query.dtype in (torch.bfloat16, torch.float16)
-    if query.device.type == "cpu" and reduced and query.requires_grad and rule.shape[2] <= 1024:
+    reduced = query.requires_grad and query.dtype in (torch.bfloat16, torch.float16)
+    if reduced and query.device.type == "cpu" and rule.shape[2] <= 1024:
         # Beyond twice the head's width the probabilities are more than queries, keys and values that give them again.
         return recomputed if rule.shape[2] > 2 * query.shape[3] and key.dtype == query.dtype else plain
     return fused

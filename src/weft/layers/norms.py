@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -21,10 +22,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         on_cpu = x.device.type == "cpu"
         if on_cpu and x.dtype != torch.float64 and not torch.is_grad_enabled():
-            # The same numbers in fewer calls: 4.9 us where the fused operator takes 7.2 for one token.
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-            scale = torch.addcmul(_constant(self.eps), length, length, value=1 / x.shape[-1]).rsqrt_()
-            return self.weight * (x * scale).to(x.dtype)
+            # The same numbers in fewer calls, two thirds of the fused operator's time for one token:
+            # x / sqrt(mean(x^2) + eps) = sqrt(width) x / hypot(|x|, sqrt(width eps)).
+            width = x.shape[-1]
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot_(_root(width * self.eps))
+            return self.weight * torch.addcdiv(_root(0.0), x, length, value=math.sqrt(width)).to(x.dtype)
         if on_cpu and x.dtype == torch.float32:
             return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
         if x.dtype in (torch.bfloat16, torch.float16) and torch.is_grad_enabled():
@@ -60,5 +62,5 @@ class _Reduced(torch.autograd.Function):
 
 
 @cache
-def _constant(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32, device="cpu")
+def _root(value: float) -> Tensor:
+    return torch.tensor(math.sqrt(value), dtype=torch.float32, device="cpu")
