@@ -6,7 +6,10 @@ Both sides start from prepared tensors, decode greedily the same number of token
 `transformers` uses scaled-dot-product attention and whichever of its dynamic and static caches is faster for the case; neither
 side is compiled. Weights cross through Weft's own LLaVA key map. Runs alternate, with the order swapped every time; ratios are
 of medians, and the bound is the lower end of their 95% bootstrap interval. On a machine that others use, `--clock cpu` counts
-the process's own CPU time (with one thread). Writes results/generate.json and generate.md beside this file.
+the process's own CPU time (with one thread).
+
+Writes results/generate.json after every case and generate.md at the end, both beside this file. A run that was interrupted goes
+on with `--resume`: cases that were measured on the same code, machine and settings are not measured again.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import argparse
 import gc
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby, product
 from typing import Any
 
 import torch
@@ -36,7 +41,8 @@ from weft.projectors.mlp import MLP
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 
 FLOORS = {"tiny": 1.5}
-FIRST_TOKENS = 5  # prefills of one run, of which the median counts: a single one of a few milliseconds is mostly noise
+FIRST_TOKENS = 2, 5  # fewest and most prefills of one run, of which the median counts: a single short one is mostly noise
+FIRST_SECONDS = 0.3  # once its prefills have taken so long, a run begins no more of them
 TEXT_TOKENS = 24  # around the image
 
 
@@ -56,6 +62,8 @@ def vit(image: int, layers: int, width: int) -> ClipVision.Config:
         image_size=image, patch_size=14, width=width, num_layers=layers, num_heads=4, feed_forward_width=4 * width
     )
 
+
+RECORD = HERE / "results" / "generate.json"
 
 MODELS = {
     "tiny": (lm(2, 64, 4, vocabulary=2048), vit(56, 2, 64)),
@@ -187,8 +195,9 @@ def transformers_run(model: Any, inputs: dict[str, torch.Tensor], cache: str) ->
 
 
 def timed(run: Run, rows: int, new_tokens: int, clock: Clock) -> Timing:
-    firsts = []
-    for _ in range(FIRST_TOKENS):
+    firsts: list[float] = []
+    fewest, most = FIRST_TOKENS
+    while len(firsts) < fewest or (len(firsts) < most and sum(firsts) < FIRST_SECONDS):
         start = clock()
         run(1)
         firsts.append(clock() - start)
@@ -200,7 +209,7 @@ def timed(run: Run, rows: int, new_tokens: int, clock: Clock) -> Timing:
 
 def fastest_cache(runs: dict[str, Run], rows: int, new_tokens: int, clock: Clock) -> dict[str, str]:
     """The cache of `transformers` that is faster, by metric."""
-    tried = {name: [timed(run, rows, new_tokens, clock) for _ in range(4)][1:] for name, run in runs.items()}
+    tried = {name: [timed(run, rows, new_tokens, clock) for _ in range(3)][1:] for name, run in runs.items()}
     first = {name: statistics.median(timing.first for timing in timings) for name, timings in tried.items()}
     decode = {name: statistics.median(timing.decode for timing in timings) for name, timings in tried.items()}
     return {"first token": min(first, key=first.__getitem__), "decode": max(decode, key=decode.__getitem__)}
@@ -273,7 +282,8 @@ def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
         f"{where['date']}, commit {where['commit']}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
         f"transformers {where['transformers']}. {where['new_tokens']} new tokens, {results[0].runs} alternating runs, the same "
         "weights and prompts on both sides; in fp32 both write the same tokens. `transformers` runs with scaled-dot-product "
-        f"attention and the faster of its two caches; nothing is compiled. Command: `{where['command'].strip()}`.",
+        f"attention and the faster of its two caches; nothing is compiled. Command: `{where['command'].strip()}`, "
+        f"{where['seconds'] / 60:.0f} minutes.",
         "",
         *shapes,
         "",
@@ -285,41 +295,64 @@ def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_record(results: Sequence[Result], where: dict[str, Any]) -> None:
+    record = {"conditions": where, "results": [asdict(result) | {"reached": result.reached} for result in results]}
+    RECORD.parent.mkdir(exist_ok=True)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def recorded(where: dict[str, Any]) -> list[Result]:
+    """What was measured under the same conditions; its seconds are added to those of this run."""
+    if not RECORD.exists():
+        return []
+    record = json.loads(RECORD.read_text())
+    before = record["conditions"]
+    if other := [key for key in where if key not in ("date", "command", "seconds") and before.get(key) != where[key]]:
+        raise SystemExit(f"{RECORD} was measured with another {', '.join(other)}; measure anew without --resume")
+    where["seconds"] += before["seconds"]
+    fields = [{key: value for key, value in each.items() if key != "reached"} for each in record["results"]]
+    return [Result(**(each | {"case": Case(**each["case"])})) for each in fields]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--runs", type=int, default=12)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=33)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same code stopped")
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    where = conditions("generate.py", processor(arguments.threads, arguments.clock)) | {"new_tokens": arguments.new_tokens}
+    where = conditions("generate.py", processor(arguments.threads, arguments.clock))
+    where |= {"new_tokens": arguments.new_tokens, "runs": arguments.runs, "seconds": 0.0}
+    cases = [Case(*each) for each in product(arguments.models, arguments.precisions, arguments.batches)]
+    results = recorded(where) if arguments.resume else []
+    measured = {result.case for result in results}
     console = Console(width=140)
-    results: list[Result] = []
-    for name in arguments.models:
-        for precision in arguments.precisions:
-            dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-            system = system_of(name)
-            reference = reference_of(system, dtype)
-            system.to(dtype)
-            for batch in arguments.batches:
-                case, clock = Case(name, precision, batch), CLOCKS[arguments.clock]
-                found = compare(case, system, reference, arguments.runs, arguments.new_tokens, clock)
-                results += found
-                for result in found:
-                    console.print("  ".join(columns(result)), highlight=False)
+    for (name, precision), group in groupby([c for c in cases if c not in measured], lambda c: (c.model, c.precision)):
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        system = system_of(name)
+        reference = reference_of(system, dtype)
+        system.to(dtype)
+        for case in group:
+            start = time.perf_counter()
+            found = compare(case, system, reference, arguments.runs, arguments.new_tokens, CLOCKS[arguments.clock])
+            where["seconds"] += time.perf_counter() - start
+            results += found
+            for result in found:
+                console.print("  ".join(columns(result)), highlight=False)
+            if not arguments.no_write:
+                write_record(results, where)
+    results = sorted((r for r in results if r.case in cases), key=lambda r: cases.index(r.case))
     table = Table(*HEADINGS)
     for result in results:
         table.add_row(*columns(result), style=None if result.reached else "red")
     console.print(table)
     if not arguments.no_write:
-        record = {"conditions": where, "results": [asdict(result) | {"reached": result.reached} for result in results]}
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / "generate.json").write_text(json.dumps(record, indent=1) + "\n")
         (HERE / "generate.md").write_text(markdown(results, where))
     return int(not all(result.reached for result in results))
 
