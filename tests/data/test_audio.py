@@ -164,6 +164,18 @@ def test_flac_is_read_where_soundfile_is_installed():
     np.testing.assert_allclose(open_audio(file.getvalue(), seconds=0.05).samples, tone(440, 0.05), atol=2**-15)
 
 
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
+def test_other_formats_are_read_whole_and_refused_where_they_are_cut_off(tmp_path, kind):
+    soundfile = pytest.importorskip("soundfile")
+    noise = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)  # it does not compress
+    path = tmp_path / "sound"
+    soundfile.write(path, noise, RATE, format=kind)
+    assert open_audio(path).samples.shape == open_audio(path, seconds=60).samples.shape == (2 * RATE,)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=rf"^{path} (is cut off|is no audio of a known format|holds no samples)"):
+        open_audio(path)
+
+
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 44_056])
 def test_a_tone_at_another_rate_is_the_same_tone(rate):
     found = resample(tone(1000, 0.5, rate), rate, RATE)

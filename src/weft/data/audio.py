@@ -24,6 +24,10 @@ FRAME_SAMPLES = 400
 """What HuBERT's convolutions read for one frame: a shorter waveform has no feature."""
 
 
+MP3_FRAMES = 2 * 1152
+"""Samples of two frames: what programs may count otherwise at an MP3 file's ends."""
+
+
 @dataclass(frozen=True, eq=False)
 class Waveform:
     """Samples in memory. Shapes: `samples` [S] or [S, channels] float, full scale at 1. Units: `sample_rate_hz`."""
@@ -176,10 +180,20 @@ def _decoded(file: IO[bytes], name: str, seconds: float | None) -> tuple[np.ndar
     file.seek(0)
     try:
         with soundfile.SoundFile(file) as sound:
-            frames = -1 if seconds is None else int(np.ceil(seconds * sound.samplerate))
-            return sound.read(frames, dtype="float32", always_2d=True), sound.samplerate
+            wanted = sound.frames if seconds is None else min(sound.frames, int(np.ceil(seconds * sound.samplerate)))
+            samples = sound.read(wanted, dtype="float32", always_2d=True)
+            if wanted - len(samples) > MP3_FRAMES and (sound.format != "MP3" or _counted(file)):
+                raise DataError(f"{name} is cut off: {len(samples)} samples where its header promises {sound.frames}")
+            return samples, sound.samplerate
     except soundfile.LibsndfileError as error:
         raise DataError(f"{name} is no audio of a known format: {error.error_string}") from None
+
+
+def _counted(file: IO[bytes]) -> bool:
+    """Whether an MP3 file says how long it is; of another one the library guesses by its first bit rate."""
+    file.seek(0)
+    start = file.read(4096)
+    return b"Xing" in start or b"Info" in start
 
 
 def _checked(recording: Waveform, name: str) -> tuple[np.ndarray, int]:
