@@ -44,7 +44,7 @@ def shrunk(
         return replace(
             stage,
             system=systems[stage.name],
-            processor=replace(stage.processor, transforms=transforms, boxes=FractionBoxes()),  # as the desk's data has them
+            processor=replace(stage.processor, transforms=transforms),
             data=data[stage.name],
             batch_size=4,
             micro_batch_size=None,
