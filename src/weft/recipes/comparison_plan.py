@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from weft.core.errors import ConfigError
 from weft.data.desk.questions import QUESTIONS
+from weft.data.media_transform import MediaTransform
 from weft.data.tokenizers import Tokenizer
 from weft.recipes.comparison_candidates import PLACES, Part, parts_of_room, placed
-from weft.recipes.desk import BASELINE, desk, tokenizer
+from weft.recipes.desk import BASELINE, TOWER, desk, tokenizer
 from weft.systems.dual_encoder import DualEncoder
-from weft.systems.multimodal_lm import MultimodalLM
+from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
 from weft.training.stage import Recipe, Stage
 from weft.training.trainer import continues
 
@@ -176,6 +179,13 @@ class PartsPlan(Plan):
 
     def tokenizer(self, candidate: Candidate | None = None) -> Tokenizer:
         return tokenizer()
+
+
+def picture_tokens(system: MultimodalSystem.Config, transform: MediaTransform) -> int:
+    """What a picture of the desk becomes, wherever it stands."""
+    stream = system.streams[STREAM]
+    blank = np.zeros((TOWER.image_size, TOWER.image_size, 3), np.uint8)
+    return stream.projector.num_tokens(transform.open(blank, stream.encoder.layout()).layout)
 
 
 def _with(recipe: Recipe, part: Part) -> Recipe:

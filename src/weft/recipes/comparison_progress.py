@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from weft.evaluation.evaluation import BLIND, MODEL
+from weft.recipes.comparison_plan import STREAM, picture_tokens
 from weft.recipes.comparison_row import Row
 from weft.systems.multimodal_lm import MultimodalSystem
 from weft.training.progress import clock
@@ -34,15 +35,8 @@ def expected_seconds(stage: Stage) -> float:
     system = stage.system
     if not isinstance(system, MultimodalSystem.Config):
         return stage.steps * _CONTRASTIVE_STEP
-    tokens = sum(_tokens_of_a_picture(stage, stream) for stream in system.streams)
+    tokens = picture_tokens(system, stage.processor.transforms[STREAM]) if system.streams else 0
     return stage.steps * (_SEEING_STEP + _TOKEN * tokens if tokens else _TEXT_STEP)
-
-
-def _tokens_of_a_picture(stage: Stage, name: str) -> int:
-    system = stage.system
-    assert isinstance(system, MultimodalSystem.Config)
-    transform, stream = stage.processor.transforms[name], system.streams[name]
-    return stream.projector.num_tokens(transform.usual_layout(stream.encoder.layout()))
 
 
 def expected_evaluation_seconds(num_questions: int) -> float:

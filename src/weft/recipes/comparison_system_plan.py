@@ -124,7 +124,7 @@ def _systems(steps: int) -> tuple[dict[str, Recipe], dict[str, str]]:
     found: dict[str, Recipe] = {}
     left_out: dict[str, str] = {}
     for name in tiny_names():
-        recipe = _answering(tiny_recipe(name))
+        recipe = tiny_recipe(name)
         if reason := _why_not(recipe):
             left_out[name] = reason
             continue
@@ -132,12 +132,6 @@ def _systems(steps: int) -> tuple[dict[str, Recipe], dict[str, str]]:
         if name == "blip-2":
             found["blip-2-t5"] = at_desk(_on_t5(recipe), steps)
     return dict(sorted(found.items())), left_out
-
-
-def _answering(recipe: Recipe) -> Recipe:
-    """The recipe from its first stage on that answers: what BLIP-2 learns before is a shared stage here."""
-    first = next((n for n, stage in enumerate(recipe.stages) if isinstance(stage.system, MultimodalSystem.Config)), 0)
-    return replace(recipe, stages=recipe.stages[first:])
 
 
 def _why_not(recipe: Recipe) -> str:

@@ -19,8 +19,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
-
 from weft.core.errors import ConfigError
 from weft.core.interfaces import Fusion, InputProjector, LanguageModel, ModalityEncoder
 from weft.data.dataset import Dataset
@@ -41,7 +39,7 @@ from weft.projectors.qformer import QFormer
 from weft.projectors.qwen_resampler import QwenResampler
 from weft.projectors.tiles import Tiles
 from weft.recipes.comparison_candidates import DESK_SIZES
-from weft.recipes.comparison_plan import STREAM
+from weft.recipes.comparison_plan import STREAM, picture_tokens
 from weft.recipes.comparison_shared import (
     ASKED,
     BATCH,
@@ -77,7 +75,8 @@ def at_desk(recipe: Recipe, steps: int) -> Recipe:
     A first stage without a language model is shared by all that start from its Q-Former.
     """
     stages = [stage for stage in recipe.stages if not isinstance(stage.system, FusionEncoder.Config)]
-    if _tokens(stages[-1]) > _MANY_TOKENS:
+    system = system_at_desk(stages[-1].system)
+    if picture_tokens(system, _transform(stages[-1].processor.transforms[STREAM], system)) > _MANY_TOKENS:
         steps = max(1, round(_FEWER * steps))
     earlier, last = max(1, round(_EARLIER * steps)), len(stages) - 1
     own = [_stage_at_desk(stage, earlier, NAMED, seed) for seed, stage in enumerate(stages[:-1], start=2)]
@@ -86,14 +85,6 @@ def at_desk(recipe: Recipe, steps: int) -> Recipe:
     own[0] = replace(own[0], takes=start, new=_fresh(own[0]))
     needed = {*start, *(name for first in start for name in STARTS.get(first, ()))}
     return replace(recipe, stages=(*(stage for name, stage in shared.items() if name in needed), *own))
-
-
-def _tokens(stage: Stage) -> int:
-    """Of a picture, wherever they stand."""
-    system = system_at_desk(stage.system)
-    stream, transform = system.streams[STREAM], _transform(stage.processor.transforms[STREAM], system)
-    opened = transform.open(np.zeros((TOWER.image_size, TOWER.image_size, 3), np.uint8), stream.encoder.layout())
-    return stream.projector.num_tokens(opened.layout)
 
 
 def _stage_at_desk(stage: Stage, steps: int, mix: Mapping[str, float], seed: int) -> Stage:
