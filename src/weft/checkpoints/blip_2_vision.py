@@ -179,7 +179,8 @@ def write_transformers(config: EvaClipVision.Config) -> dict[str, Any]:
     if config.feature_norm_eps != config.norm_eps:
         raise CheckpointError(
             f"transformers has one eps for all norms of BLIP-2's tower, the config has {config.norm_eps} and "
-            f"{config.feature_norm_eps} for the features; set feature_norm_eps={config.norm_eps} if you accept the difference"
+            f"{config.feature_norm_eps} for the features; if you accept the difference, set feature_norm_eps={config.norm_eps} "
+            f"(weft convert --set streams.image.encoder.feature_norm_eps={config.norm_eps})"
         )
     return {
         "architectures": ["Blip2VisionModel"],
