@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from weft.core.errors import ConfigError
+from weft.data.datasets.subset import Subset
 from weft.evaluation.benchmarks.desk import DeskBenchmark
 from weft.recipes import comparison_shared, comparison_system_plan, comparison_systems
 from weft.recipes.catalogue import tiny_names, tiny_recipe
@@ -85,6 +86,11 @@ def test_a_system_keeps_its_stages_and_what_they_train(every):
             assert type(ours.objective) is type(theirs.objective)
 
 
+def test_what_everything_takes_is_known_before_it_starts(every):
+    told = ComparisonProgress(Console(file=StringIO()), every.pieces, every.num_questions)
+    assert len(told.pieces) == 1 + len(every.rows) and all(seconds > 0 for seconds in told.pieces)
+
+
 def test_all_systems_are_asked_the_same_in_the_same_words(every):
     lasts = [candidate.recipe.stages[-1] for candidate in every.candidates]
     assert all(stage.data.mix == ASKED for stage in lasts) and set(TYPES) < set(ASKED)
@@ -100,15 +106,21 @@ def plan(**changed):
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """Few steps of small batches and short answers: no law below depends on them."""
-    words, real = system_tokenizer(100), comparison_shared.shared_stages
+    words, real, asked = system_tokenizer(100), comparison_shared.shared_stages, comparison_shared.questions
 
     def few():
-        return {name: replace(stage, steps=2, batch_size=min(stage.batch_size, 32)) for name, stage in real().items()}
+        small = {n: replace(s, steps=2, batch_size=min(s.batch_size, 16)) for n, s in real().items()}
+        return {n: replace(s, validation=Subset.Config(of=s.validation, stop=16)) for n, s in small.items()}
+
+    def a_few(split, *args, **kwargs):
+        data = asked(split, *args, **kwargs)
+        return data if split == "train" else Subset.Config(of=data, stop=16)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison_system_plan, "system_tokenizer", lambda: words)
         for module in (comparison_system_plan, comparison_systems):
             patch.setattr(module, "shared_stages", few)
+        patch.setattr(comparison_systems, "questions", a_few)
         patch.setattr(comparison_systems, "BATCH", 4)
         patch.setattr(DeskBenchmark, "max_new_tokens", 4)
         patch.setattr(DeskBenchmark, "most_frequent", lambda self: {})
