@@ -25,7 +25,5 @@ def exact(item: Item, reply: str) -> float:
 
 def commonest_answers(training: Asking[Any], types: Sequence[str] = ()) -> Mapping[str, str]:
     """Per type the answer that training gives most often."""
-    counts: dict[str, Counter[str]] = {}
-    for item in training.items(_TRAINING_ITEMS, types):
-        counts.setdefault(item.type, Counter())[item.truth] += 1
+    counts = {type: Counter(training.truths(type, _TRAINING_ITEMS)) for type in types or training.questions}
     return {type: count.most_common(1)[0][0] for type, count in counts.items()}

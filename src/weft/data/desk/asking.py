@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -81,22 +81,31 @@ class Asking(Generic[S]):
         """`num_per_type` questions of each type, by default of all, in a fixed order, each about a subject of its own."""
         return [item for type in types or tuple(self.questions) for item in self._items_of(type, num_per_type)]
 
+    def truths(self, type: str, count: int) -> list[str]:
+        """The answers of the items of a type, without their media."""
+        return [str(question.truth) for _, _, question in self._asked(type, count)]
+
     def _items_of(self, type: str, count: int) -> list[AskedItem]:
+        items = []
+        for number, (key, subject, question) in enumerate(self._asked(type, count)):
+            id = f"{self.split}-{self.seed}-{type}-{number}"
+            asked = Conversation((user(*self.show(subject, key), *question.prompt),), id=id, source=self._source)
+            items.append(AskedItem(id, type, asked, str(question.truth)))
+        return items
+
+    def _asked(self, type: str, count: int) -> Iterator[tuple[tuple[int, ...], S, Question]]:
+        """The first `count` subjects that allow a question of the type, each with its key and its question."""
         ask, number = self._asker(type), tuple(self.questions).index(type)
-        items: list[AskedItem] = []
-        index = 0
-        while len(items) < count:
+        index = found = 0
+        while found < count:
             key = self._key(_ITEM, index, number)
             dice = Dice(*key)
             subject = self.sample(dice)
             question = ask(subject, dice)
             index += 1
-            if question is None:
-                continue
-            id = f"{self.split}-{self.seed}-{type}-{len(items)}"
-            asked = Conversation((user(*self.show(subject, key), *question.prompt),), id=id, source=self._source)
-            items.append(AskedItem(id, type, asked, str(question.truth)))
-        return items
+            if question is not None:
+                found += 1
+                yield key, subject, question
 
     def _turns(self, subject: S, dice: Dice, weights: Mapping[str, float], num_turns: int) -> list[Question]:
         turns: list[Question] = []
