@@ -61,6 +61,9 @@ def composed(recipe, kind, fusion):
     made, states = tiny_recipe(recipe), {}
 
     def of_this_system(stage):
+        if not isinstance(stage.system, MultimodalLM.Config):  # a stage before there is a language model
+            states[stage.name] = list(on_meta(stage.system).state_dict())
+            return stage
         fused, streams = parts("fusion")[fusion].Config.tiny(), tuple(stage.system.streams)
         fused, rest = (replace(fused, streams=streams[:1]), streams[1:]) if fused.streams else (fused, streams)
         fusions = (*([TokenConcatenation.Config(streams=rest)] if rest else []), fused)
