@@ -109,7 +109,7 @@ def tiny() -> Recipe:
     )
     pairs = {"align": desk_dialogues(), "ltip": desk_captions(), "vtp": desk_captions()}
     data = {"train": on_desk(DATA, m3w=DeskDocuments.Config(interleaving=PAGES), **pairs)}
-    made = shrunk(flamingo(), dict.fromkeys(data, system), data, steps=40, image_size=64)
+    made = shrunk(flamingo(), dict.fromkeys(data, system), data, steps=60, image_size=64)
     transform = VideoTransform(frame=ImageTransform(size=64), num_frames=2)
     processor = replace(made.processor, transforms={"image": transform})
     return with_fast_gates(replace(made, stages=tuple(replace(stage, processor=processor) for stage in made.stages)))

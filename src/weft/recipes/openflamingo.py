@@ -119,4 +119,4 @@ def tiny() -> Recipe:
         added_tokens=AddedTokens.Config(tied=True),
     )
     data = {"train": on_desk(DATA, laion=desk_dialogues(), mmc4=DeskDocuments.Config(interleaving=DOCUMENTS))}
-    return with_fast_gates(shrunk(openflamingo(), dict.fromkeys(data, system), data, steps=70, image_size=64))
+    return with_fast_gates(shrunk(openflamingo(), dict.fromkeys(data, system), data, steps=100, image_size=64))
