@@ -58,10 +58,11 @@ class DocumentPictures:
             remarks.append(f"pictures of fewer than {self.min_bytes:,} bytes that were left out: {self.num_small:,}")
         return remarks
 
-    def _missing(self, problem: str) -> None:
+    def _missing(self, problem: str) -> Media | None:
         if self.strict:
             raise DataError(problem)
         self.num_missing += 1
+        return None
 
     def _large_enough(self, medium: Media, size: int) -> Media | None:
         if size >= self.min_bytes:

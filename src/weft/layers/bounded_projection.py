@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from weft.layers.linear import Linear
 
-class BoundedProjection(nn.Linear):
+
+class BoundedProjection(Linear):
     """A linear layer without bias whose output is clipped to [-limit, limit], then normalised over its whole width.
 
     Both keep the scores of attention from growing in training; either may be left out.
