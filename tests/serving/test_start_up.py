@@ -43,7 +43,8 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    code = "import sys; from weft.serving.cli import main; main()"
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job is deaf
+    code = f"{hear}; import sys; from weft.serving.cli import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

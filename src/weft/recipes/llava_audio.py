@@ -71,6 +71,7 @@ def llava_audio(size: str = "whisper") -> Recipe:
     )
     return Recipe(
         name="llava-audio",
+        paper="2310.03744",
         size=size,
         about="LLaVA-1.5 with an audio stream through Whisper, HuBERT or CLAP, composed here",
         stages=(align, instruct),

@@ -54,6 +54,7 @@ def llava_video(size: str = "7b") -> Recipe:
     )
     return Recipe(
         name="llava-video",
+        paper="2310.03744",
         size=size,
         about="LLaVA-1.5 on the frames of films, with a learned vector for each moment, composed here",
         stages=(align, instruct),
