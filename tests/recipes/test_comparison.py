@@ -1,14 +1,13 @@
 """Parts compared on the desk: what is shared, what resumes, what counts, and that the table says what the rows measured."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import asdict, replace
 from io import StringIO
 
 import pytest
 from rich.console import Console
+from told_comparison import Told
 
 from weft.core.catalogue import parts
 from weft.core.errors import RunError
@@ -20,7 +19,6 @@ from weft.recipes.comparison import compare, row_folder
 from weft.recipes.comparison_candidates import PLACES, QUICK, SEVERAL_SEEDS, parts_of_room
 from weft.recipes.comparison_plan import PartsPlan
 from weft.recipes.comparison_plot import spread
-from weft.recipes.comparison_progress import ComparisonProgress
 from weft.recipes.comparison_row import Row, load_row
 from weft.recipes.comparison_table import Comparison, Finding
 from weft.serving.cli import run as weft
@@ -57,21 +55,6 @@ def plan(**changed):
     return PartsPlan(
         **{"room": "projectors", "steps": STEPS, "seeds": (0,), "only": ("linear", "ldpv2"), "questions_per_type": 2} | changed
     )
-
-
-class Told(ComparisonProgress):
-    """Counts the steps of each run and strikes at one of them."""
-
-    def __init__(self, plan, strike=None):
-        super().__init__(Console(file=StringIO(), width=100), plan.pieces, plan.num_questions)
-        self.strike, self.trained = strike, []
-
-    def on_step(self, report):
-        super().on_step(report)
-        if report.kind == "train":
-            self.trained.append((self.label, report.stage, report.step))
-            if self.trained[-1] == self.strike:
-                os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """Systems compared on the desk: each keeps its stages, all start from the same parts, and rows go on where they stopped."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from io import StringIO
 
 import pytest
 import torch
 from rich.console import Console
+from told_comparison import Told
 
 from weft.core.errors import ConfigError
 from weft.data.datasets.subset import Subset
@@ -127,21 +126,6 @@ def quick():
         comparison_system_plan._systems.cache_clear()
         yield
     comparison_system_plan._systems.cache_clear()
-
-
-class Told(ComparisonProgress):
-    """Counts the steps of each run and strikes at one of them."""
-
-    def __init__(self, plan, strike=None):
-        super().__init__(Console(file=StringIO(), width=100), plan.pieces, plan.num_questions)
-        self.strike, self.trained = strike, []
-
-    def on_step(self, report):
-        super().on_step(report)
-        if report.kind == "train":
-            self.trained.append((self.label, report.stage, report.step))
-            if self.trained[-1] == self.strike:
-                os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="module")

@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from weft.data.desk.asking import AskedItem, Asking
+from weft.core.errors import ConfigError
+from weft.data.desk.asking import Asking
 from weft.data.desk.scoring import normalise
-from weft.evaluation.benchmark import Item
+from weft.evaluation.benchmark import Benchmark, Item, ReadBox, Truth
 
 _TRAINING_ITEMS = 200
 
 
-def items_of(asked: Sequence[AskedItem]) -> tuple[Item, ...]:
-    """Items, each about media of its own."""
-    return tuple(Item(item.id, item.type, item.id, item.conversation, item.truth, item) for item in asked)
+class AskedBenchmark(Benchmark):
+    """`num_per_type` questions of each type, each about media of its own, marked by exact match."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Benchmark.Config):
+        num_per_type: int = 100
+        types: tuple[str, ...] = ()  # empty: every type there is
+        split: str = "test"
+        seed: int = 0
 
-def exact(item: Item, reply: str) -> float:
-    """Full marks for the truth, without regard to case, spaces and a final period."""
-    return float(normalise(reply) == normalise(str(item.truth)))
+        def __post_init__(self) -> None:
+            if self.num_per_type < 2:
+                raise ConfigError(f"a benchmark of the desk needs at least 2 questions per type, got {self.num_per_type}")
 
+        @abstractmethod
+        def asked(self) -> Asking[Any]:
+            """What asks the questions."""
 
-def commonest_answers(training: Asking[Any], types: Sequence[str] = ()) -> Mapping[str, str]:
-    """Per type the answer that training gives most often."""
-    counts = {type: Counter(training.truths(type, _TRAINING_ITEMS)) for type in types or training.questions}
-    return {type: count.most_common(1)[0][0] for type, count in counts.items()}
+        @abstractmethod
+        def trained(self) -> Asking[Any]:
+            """What asks the same types in training."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def items(self) -> tuple[Item, ...]:
+        return self._items
+
+    def score(self, item: Item, reply: str, read_box: ReadBox) -> float:
+        """Full marks for the truth, without regard to case, spaces and a final period."""
+        return float(normalise(reply) == normalise(str(item.truth)))
+
+    def most_frequent(self) -> Mapping[str, Truth]:
+        training = self.config.trained()
+        counts = {type: Counter(training.truths(type, _TRAINING_ITEMS)) for type in self.config.types or training.questions}
+        return {type: count.most_common(1)[0][0] for type, count in counts.items()}
+
+    @cached_property
+    def _items(self) -> tuple[Item, ...]:
+        asked = self.config.asked().items(self.config.num_per_type, self.config.types)
+        return tuple(Item(item.id, item.type, item.id, item.conversation, item.truth, item) for item in asked)
