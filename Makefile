@@ -14,8 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed$(if $(GPU),-gpu)
 PIP_OPTIONS := $(if $(GPU),,-c constraints.txt) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-# One thread a test process: the processes share the cores, and sums come out in one order.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint clean
