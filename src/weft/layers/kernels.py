@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Kernel = Callable[[Tensor, Tensor, Tensor, AttentionRule], Tensor]
 
+_SMALL = 8 << 20  # bytes of probabilities that are sooner kept for the backward than computed again
+
 _forced: list[Kernel] = []
 _recorded: list[list[Tensor]] = []
 
@@ -73,8 +75,12 @@ def _choose(query: Tensor, key: Tensor, rule: AttentionRule) -> Kernel:
     # Measured: on a CPU the fused kernel's bf16 backward is 5 times slower than matmul and softmax at these lengths.
     reduced = query.requires_grad and query.dtype in (torch.bfloat16, torch.float16)
     if reduced and query.device.type == "cpu" and rule.shape[2] <= 1024:
-        # Beyond twice the head's width the probabilities are more than queries, keys and values that give them again.
-        return recomputed if rule.shape[2] > 2 * query.shape[3] and key.dtype == query.dtype else plain
+        if key.dtype != query.dtype:
+            return plain
+        samples, tokens, keys = rule.shape
+        small = samples * query.shape[1] * tokens * keys * query.element_size() <= _SMALL
+        # Up to twice the head's width the probabilities are less than the queries, keys and values that give them again.
+        return kept if small or keys <= 2 * query.shape[3] else recomputed
     return fused
 
 
@@ -101,38 +107,49 @@ def plain(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Ten
     return _silence((torch.softmax(scores, -1).to(value.dtype) @ value).to(dtype), rule)
 
 
+def kept(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """`plain`, whose backward is one closed form from the probabilities."""
+    return _in_closed_form(query, key, value, rule, keep=True)
+
+
 def recomputed(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-    """`plain`, whose backward computes the probabilities again instead of keeping them."""
+    """`kept`, whose backward computes the probabilities again instead of keeping them."""
+    return _in_closed_form(query, key, value, rule, keep=False)
+
+
+def _in_closed_form(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, keep: bool) -> Tensor:
     dtype, query = query.dtype, query.to(key.dtype)
     key, value = _repeat_heads(query, key, value)
     bias = rule.bias_in(key.dtype) if rule.pattern != "full" or rule.score_bias is not None else None
-    return _silence(_Recomputed.apply(query, key, value, bias).to(dtype), rule)
+    return _silence(_ClosedForm.apply(query, key, value, bias, keep).to(dtype), rule)
 
 
-class _Recomputed(torch.autograd.Function):
+class _ClosedForm(torch.autograd.Function):
     """softmax(query key^T / sqrt(d) + bias) value, its gradient in closed form from queries, keys and values.
 
     The copies in the order of heads are kept, not the projections that they were read from, so nothing is copied twice.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
         query = (query * (1.0 / math.sqrt(query.shape[-1]))).contiguous()
         key, value = key.contiguous(), value.contiguous()
-        ctx.save_for_backward(query, key, value, bias)
-        return _probabilities(query, key, bias).to(value.dtype) @ value
+        probabilities = _probabilities(query, key, bias)
+        ctx.save_for_backward(query, key, value, bias, probabilities if keep else None)
+        return probabilities.to(value.dtype) @ value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        query, key, value, bias = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+        query, key, value, bias, probabilities = ctx.saved_tensors
         gradient = gradient.to(value.dtype)
-        probabilities = _probabilities(query, key, bias)
+        if probabilities is None:
+            probabilities = _probabilities(query, key, bias)
         of_value = probabilities.mT @ gradient
         of_scores = torch.ops.aten._softmax_backward_data(gradient @ value.mT, probabilities, -1, probabilities.dtype)
         of_bias = of_scores.sum_to_size(bias.shape) if bias is not None and ctx.needs_input_grad[3] else None
         of_query = (of_scores @ key).mul_(1.0 / math.sqrt(query.shape[-1]))
-        return of_query, of_scores.mT @ query, of_value, of_bias
+        return of_query, of_scores.mT @ query, of_value, of_bias, None
 
 
 def _probabilities(scaled_query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
@@ -215,6 +232,7 @@ class _Move(torch.autograd.Function):
 KERNELS: dict[str, Kernel] = {
     "reference": reference,
     "plain": plain,
+    "kept": kept,
     "recomputed": recomputed,
     "fused": fused,
     "packed": packed,

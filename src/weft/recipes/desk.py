@@ -84,7 +84,7 @@ EVERYTHING = dict.fromkeys(QUESTIONS, 1.0) | {
     "largest": 1.5,
     "caption_detailed": 1.5,
     "read": 1.5,
-    "count": 2.5,
+    "count": 3.0,
     "sum": 1.25,
 }
 """What stage 2 asks: every type, those that are learned last more often."""
@@ -203,7 +203,7 @@ def desk(minutes: float = MINUTES) -> Recipe:
                 validation=DeskConversations.Config(kind="dialogue", split="validation", **FOUR_TURNS),
                 objective=NextToken.Config(),
                 batch_size=24,
-                steps=steps(1650),
+                steps=steps(1400),
                 max_tokens=192,
                 packing=True,
                 optimizer=LAST_MUON,

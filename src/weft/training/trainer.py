@@ -20,6 +20,7 @@ from weft.data.encoded_sample import EncodedSample
 from weft.data.packing import pack
 from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
+from weft.training.allocator import keep_freed_memory
 from weft.training.checkpointing import CheckpointPlace, Checkpoints
 from weft.training.cluster_targets import (
     FrameFeatures,
@@ -148,6 +149,7 @@ class Trainer:
             log.close()
 
     def _fit(self, log: Log, interrupts: Interrupts) -> None:
+        keep_freed_memory(self.device)
         system: System | None = None
         for index, stage in enumerate(self.recipe.stages):
             if self.folder.stage(stage.name).exists():
