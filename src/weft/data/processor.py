@@ -208,9 +208,9 @@ class Processor:
         ids = begin + self.tokenizer.encode(text)[: limit - len(begin) - len(end)] + end
         if self.template.pad_to_context:
             ids += end * (limit - len(ids))
-        return replace(self._encode_media(conversation, ids), text=text)
+        return self._encode_media(conversation, ids, text)
 
-    def _encode_media(self, conversation: Conversation, ids: Sequence[int] = ()) -> EncodedSample:
+    def _encode_media(self, conversation: Conversation, ids: Sequence[int] = (), text: str = "") -> EncodedSample:
         """Media beside a text that has no place for them; without ids, for a system that reads no text at all."""
         media: dict[str, list[EncodedMedium]] = {}
         for i, medium in enumerate(conversation.media()):
@@ -227,6 +227,7 @@ class Processor:
             id=conversation.id,
             source=conversation.source,
             group=str(conversation.meta.get("group", "")),
+            text=text,
             weight=float(conversation.meta.get("loss_weight", 1.0)),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -18,6 +18,7 @@ from weft.core.errors import DataError, unknown_name
 _ONE_DIGIT = tokenizers.Regex(r" ?\d")
 _END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]")
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
+_PHRASE = 64  # characters up to which texts are worth remembering: captions and answers come again and again
 INSTRUCTIONS = "qformer_tokenizer"  # the folder of InstructBLIP's second tokenizer, as `transformers` names it
 
 
@@ -46,6 +47,7 @@ class Tokenizer:
         self.begin, self.end = _wrapping(self._backend)
         # without a post-processor offsets are whole: ByteLevel's would cut the space off "Ġword"
         self._backend.post_processor = None
+        self._ids_of_phrase = lru_cache(maxsize=8192)(self._ids)
         self.special: dict[str, int] = {t.content: i for i, t in self._backend.get_added_tokens_decoder().items()}
         self.silent = frozenset(i for i, t in self._backend.get_added_tokens_decoder().items() if t.special)
 
@@ -117,6 +119,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, nothing added."""
+        return list(self._ids_of_phrase(text) if len(text) <= _PHRASE else self._ids(text))
+
+    def _ids(self, text: str) -> Sequence[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_with_offsets(self, text: str) -> EncodedText:

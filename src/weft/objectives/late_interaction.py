@@ -40,15 +40,21 @@ class LateInteraction(Objective):
         super().__init__()
         self.config = config
         self.group: ProcessGroup | None = None
+        self._weighed: tuple[MultimodalBatch, Comparison] | None = None
 
     def across(self, group: ProcessGroup) -> None:
         self.group = group
 
     def weights(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        return {"contrastive": comparison(batch, self.group).belongs.sum().float()}
+        self._weighed = batch, comparison(batch, self.group)
+        return {"contrastive": self._weighed[1].belongs.sum().float()}
 
     def forward(self, system: System, batch: MultimodalBatch) -> LossTerms:
-        compared = comparison(batch, self.group)
+        if self._weighed is not None and self._weighed[0] is batch:
+            compared = self._weighed[1]
+        else:
+            compared = comparison(batch, self.group)
+        self._weighed = None
         embeddings = system(replace(batch, main=_rows(batch.main, compared.rows))).embeddings
         media, text = embeddings["media"], embeddings["text"]
         if self.group is not None:
