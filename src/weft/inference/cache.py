@@ -13,7 +13,6 @@ from weft.core.errors import AttentionError
 from weft.core.interfaces import LanguageModel
 from weft.core.memory import Memory
 from weft.inference.memory_cache import MemoryCache
-from weft.inference.storage import stored_precision
 
 
 class KeyValueCache:
@@ -149,9 +148,9 @@ class KeyValueCache:
 
     def _write(self, buffer: Tensor | None, new: Tensor, start: int) -> Tensor:
         assert buffer is not None
-        if buffer.shape[2] < self._length or buffer.dtype != stored_precision(new):
+        if buffer.shape[2] < self._length or buffer.dtype != new.dtype:
             self._grow(self._length)
-            grown = new.new_empty(*new.shape[:2], self.capacity, new.shape[3], dtype=stored_precision(new))
+            grown = new.new_empty(*new.shape[:2], self.capacity, new.shape[3], dtype=new.dtype)
             grown[:, :, :start] = buffer[:, :, :start]
             buffer = grown
         buffer[:, :, start : self._length] = new

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from weft.core.memory import NOTHING, Memory
-from weft.inference.storage import stored_precision
 
 
 class MemoryCache:
@@ -39,10 +38,10 @@ class MemoryCache:
     def append(self, layer: int, new: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
         """Add a layer's keys and values of the features that `extend` recorded last; returns those of all, None for none."""
         if new is not None:
-            kept = tuple(x.to(stored_precision(x)) for x in new)
             if layer in self._layers:
-                kept = tuple(torch.cat((old, x), 2) for old, x in zip(self._layers[layer], kept, strict=True))
-            self._layers[layer] = kept[0], kept[1]
+                keys, values = (torch.cat(pair, 2) for pair in zip(self._layers[layer], new, strict=True))
+                new = keys, values
+            self._layers[layer] = new
         return self._layers.get(layer)
 
     def select(self, rows: Tensor) -> None:

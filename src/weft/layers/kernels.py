@@ -158,7 +158,7 @@ def _probabilities(scaled_query: Tensor, key: Tensor, bias: Tensor | None) -> Te
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, dropout: float = 0.0) -> Tensor:
-    """PyTorch's fused kernel. Keys and values may be kept in a higher precision than the query's; it then rules."""
+    """PyTorch's fused kernel. Keys and values may have a higher precision than the query's; it then rules."""
     batch, heads, tokens, width = query.shape
     dtype, groups = query.dtype, heads // key.shape[1]
     query = query.to(key.dtype)
