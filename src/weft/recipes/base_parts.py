@@ -15,7 +15,7 @@ from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import LanguageModel
 from weft.recipes.encoder_loading import PublishedEncoder
-from weft.recipes.loading import find_model_folder, read_json
+from weft.recipes.model_folders import find_model_folder, read_json
 
 TOKENIZER, LANGUAGE_MODEL, ENCODER = "tokenizer", "language_model", "streams.image.encoder"
 PARTS = (TOKENIZER, LANGUAGE_MODEL, ENCODER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -21,10 +22,10 @@ from weft.inference.model import Model
 from weft.recipes.comparison_plan import STREAM, Candidate, Plan
 from weft.recipes.comparison_progress import ComparisonProgress
 from weft.recipes.comparison_row import Measures, Row, load_row
-from weft.recipes.comparison_table import Comparison, write_comparison
+from weft.recipes.comparison_table import NAME, Comparison
 from weft.recipes.loading import load_model
 from weft.systems.accounting import SampleShape, num_parameters, on_meta
-from weft.training.atomic import atomic_folder
+from weft.training.atomic import atomic_folder, write_text_atomically
 from weft.training.freezing import freeze
 from weft.training.interrupts import TrainingInterrupted
 from weft.training.logging import read_metrics
@@ -90,7 +91,7 @@ class _Runner:
             self.progress.end(done[-1])
             plan = self.plan
             comparison = Comparison(plan.room, plan.budget, plan.questions_per_type, done, plan.left_out)
-            write_comparison(comparison, self.folder)
+            _write(comparison, self.folder)
         return comparison
 
     def _row(self, candidate: Candidate, seed: int) -> Row:
@@ -211,3 +212,14 @@ def _share(source: Path, target: Path) -> None:
                 os.link(file, there)
             except OSError:
                 shutil.copy2(file, there)
+
+
+def _write(comparison: Comparison, folder: Path) -> None:
+    """Write `comparison.md`, `comparison.json`, `comparison.svg` and `comparison.png`."""
+    from weft.recipes.comparison_plot import comparison_plot, standalone_svg
+
+    write_text_atomically(folder / f"{NAME}.md", comparison.markdown())
+    write_text_atomically(folder / f"{NAME}.json", json.dumps(comparison.as_json(), indent=2) + "\n")
+    drawing = comparison_plot(comparison)
+    write_text_atomically(folder / f"{NAME}.svg", standalone_svg(drawing))
+    drawing.png(folder / f"{NAME}.png")

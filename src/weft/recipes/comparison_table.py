@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.evaluation.evaluation import MODEL, MOST_FREQUENT, RUN_TITLES, TEXT_ONLY
 from weft.evaluation.report.words import count
 from weft.evaluation.statistics import Estimate
 from weft.recipes.comparison_row import Row
-from weft.training.atomic import write_text_atomically
 from weft.training.progress import clock
 
 if TYPE_CHECKING:
@@ -158,17 +155,6 @@ class Comparison:
             cells = [cell(finding) for _, cell in (_COLUMNS if wide else _NARROW)]
             table.add_row(*cells, style="" if finding.learned else "dim")
         return table
-
-
-def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write `comparison.md`, `comparison.json`, `comparison.svg` and `comparison.png`."""
-    from weft.recipes.comparison_plot import comparison_plot, standalone_svg
-
-    write_text_atomically(folder / f"{NAME}.md", comparison.markdown())
-    write_text_atomically(folder / f"{NAME}.json", json.dumps(comparison.as_json(), indent=2) + "\n")
-    drawing = comparison_plot(comparison)
-    write_text_atomically(folder / f"{NAME}.svg", standalone_svg(drawing))
-    drawing.png(folder / f"{NAME}.png")
 
 
 def _points(estimate: Estimate) -> str:

@@ -13,7 +13,8 @@ from weft.checkpoints.weight_files import SHARD_BYTES
 from weft.core.config import override_all
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import System
-from weft.recipes.loading import Parts, load_system
+from weft.recipes.loading import load_system
+from weft.recipes.model_folders import Parts
 from weft.recipes.transformers_writing import write_transformers_folder
 from weft.training.atomic import atomic_folder
 from weft.training.model_folder import write_model_folder

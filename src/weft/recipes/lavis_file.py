@@ -20,7 +20,7 @@ from weft.language_models.decoder import Decoder
 from weft.language_models.opt import Opt
 from weft.language_models.t5 import T5
 from weft.recipes.base_parts import ENCODER, LANGUAGE_MODEL, BasePart, BaseParts, joined, needed
-from weft.recipes.loading import FolderContents, Parts
+from weft.recipes.model_folders import FolderContents, Parts
 from weft.recipes.transformers_folder import read_tokenizer
 from weft.systems.fusion_encoder import FusionEncoder
 from weft.systems.multimodal_lm import Stream

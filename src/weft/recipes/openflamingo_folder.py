@@ -11,7 +11,7 @@ from weft.core.errors import CheckpointError
 from weft.data.processor import Processor
 from weft.encoders.clip import ClipVision
 from weft.recipes.base_parts import ENCODER, LANGUAGE_MODEL, BaseParts, joined, needed
-from weft.recipes.loading import FolderContents, Parts
+from weft.recipes.model_folders import FolderContents, Parts
 from weft.recipes.transformers_folder import read_tokenizer
 from weft.recipes.transformers_preprocessing import preprocessing, read_image_transform
 

@@ -15,7 +15,7 @@ from weft.data.boxes import Boxes, BracketedBoxes, FractionBoxes, ThousandthBoxe
 from weft.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.tiles import AnyResolution, DynamicTiling, PictureTiles
-from weft.recipes.loading import read_json
+from weft.recipes.model_folders import read_json
 
 Saved = Mapping[str, Any]
 

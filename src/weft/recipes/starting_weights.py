@@ -20,7 +20,7 @@ from weft.core.interfaces import ModalityEncoder, System
 from weft.encoders.eva_clip import EvaClipVision
 from weft.projectors.qformer import QFormer
 from weft.recipes.encoder_loading import PublishedEncoder
-from weft.recipes.loading import find_model_folder, read_json
+from weft.recipes.model_folders import find_model_folder, read_json
 from weft.systems.accounting import on_meta
 from weft.systems.fusion_encoder import FusionEncoder
 from weft.training.model_folder import load_weights

@@ -11,7 +11,7 @@ from weft.core.errors import ConfigError
 from weft.data.tokenizers import Tokenizer
 from weft.recipes.catalogue import own_tokenizer
 from weft.recipes.chosen_data import check_files, skipping_broken, with_data
-from weft.recipes.loading import find_model_folder
+from weft.recipes.model_folders import find_model_folder
 from weft.recipes.shrinking import tiny_tokenizer
 from weft.recipes.starting_weights import assigned, starting_stages
 from weft.systems.fusion_encoder import FusionEncoder

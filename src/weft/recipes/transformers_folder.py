@@ -26,7 +26,7 @@ from weft.language_models.bert import Bert
 from weft.recipes.base_parts import ENCODER, LANGUAGE_MODEL, BaseParts, joined
 from weft.recipes.chat_template import recognise
 from weft.recipes.encoder_loading import tower_config
-from weft.recipes.loading import FolderContents, Parts, read_json
+from weft.recipes.model_folders import FolderContents, Parts, read_json
 from weft.recipes.original_folders import CONVENTIONS
 from weft.recipes.transformers_preprocessing import preprocessing, read_fitted_tiles, read_image_transform
 from weft.systems.dual_encoder import DualEncoder

@@ -21,7 +21,7 @@ from weft.encoders.hubert import Hubert
 from weft.encoders.mllama import Mllama
 from weft.encoders.resnet import Resnet
 from weft.encoders.whisper import Whisper
-from weft.recipes.loading import read_json
+from weft.recipes.model_folders import read_json
 
 BICUBIC = 3
 _FILTER_NAMES = {int(number): name for name, number in FILTERS.items()}
