@@ -20,8 +20,8 @@ from weft.encoders.hubert import Hubert
 from weft.objectives.masked_prediction import MaskedPrediction
 from weft.recipes.shrinking import shrunk
 from weft.systems.media_encoder import MediaEncoder
-from weft.training.cluster_targets import ClusterTargets
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
+from weft.training.targets import ClusterTargets
 
 SIZES = ("base", "large", "x-large")
 CLIP_SAMPLES = 250_000  # the longest recording; what is longer is cut

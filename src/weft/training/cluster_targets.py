@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core import config
 from weft.core.conversation import Conversation, Media
 from weft.core.errors import ConfigError, DataError
 from weft.core.interfaces import System
@@ -23,34 +21,12 @@ from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
 from weft.systems.media_encoder import MediaEncoder
 from weft.training.atomic import atomic_folder
-
-if TYPE_CHECKING:
-    from weft.training.stage import Stage
+from weft.training.stage import Stage
 
 FrameFeatures = Callable[[Conversation], Tensor]
 """What is clustered of a conversation's one recording, a row a frame: [L, F]."""
 
 _CLUSTERS, _LABELS = "clusters.safetensors", "labels.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterTargets(config.Config):
-    """k-means over frames, as many clusters as the stage's system tells apart.
-
-    `stage` names the earlier stage whose encoder gives the frames' features, after `layer` blocks; None: MFCC of the waveform.
-    `share` of the recordings, drawn by `seed`, are clustered; all are labelled.
-    Source: HuBERT, arXiv:2106.07447.
-    """
-
-    stage: str | None = None
-    layer: int = 6
-    share: float = 1.0
-    num_starts: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"cluster targets: share is a part of the recordings, above 0 and at most 1, got {self.share}")
 
 
 def frame_features(

@@ -13,7 +13,7 @@ from weft.core.errors import ConfigError, unknown_name
 from weft.core.interfaces import Objective, System
 from weft.data.dataset import Dataset
 from weft.data.processor import Processor
-from weft.training.cluster_targets import ClusterTargets
+from weft.training.targets import ClusterTargets
 
 _NAME = re.compile(r"\w[\w.-]*")
 
