@@ -1,5 +1,6 @@
 """What layers keep for their gradients: training memory is mostly this."""
 
+import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -22,10 +23,11 @@ def numbers_kept(call) -> int:
     return sum(kept.values())
 
 
-def test_reduced_attention_over_many_tokens_keeps_queries_keys_and_values_but_no_probabilities():
-    query, key, value = (torch.randn(2, 3, 40, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    rule = AttentionRule.bidirectional(2, 40)
-    assert numbers_kept(lambda: attend(query, key, value, rule)) == 3 * query.numel()  # probabilities: 2 * 3 * 40 * 40 more
+@pytest.mark.parametrize(("samples", "probabilities"), [(2, 2 * 4 * 128 * 128), (128, 0)], ids=["256 kB", "16 MB"])
+def test_reduced_attention_keeps_its_probabilities_only_where_they_are_small(samples, probabilities):
+    query, key, value = (torch.randn(samples, 4, 128, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    rule = AttentionRule.bidirectional(samples, 128)
+    assert numbers_kept(lambda: attend(query, key, value, rule)) == 3 * query.numel() + probabilities
 
 
 def test_quick_gelu_keeps_one_tensor_and_is_what_it_says():
