@@ -2,15 +2,17 @@
 
 import dataclasses
 import itertools
-import json
+from collections import Counter
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
+import torch
 from tiny_model import language_models
 
 from weft.core.catalogue import parts
 from weft.core.conversation import Conversation
+from weft.data.collate import collate
 from weft.fusion.token_concatenation import TokenConcatenation
 from weft.inference.model import Model
 from weft.inference.sampling import Sampling
@@ -19,7 +21,7 @@ from weft.recipes.loading import load_system
 from weft.recipes.shrinking import TINY_VOCABULARY, tiny_tokenizer
 from weft.systems.accounting import on_meta
 from weft.systems.multimodal_lm import MultimodalLM
-from weft.training.freezing import freeze
+from weft.training.data_stream import SampleOrder
 from weft.training.trainer import Trainer
 
 pytestmark = pytest.mark.exhaustive
@@ -100,23 +102,38 @@ def test_the_product_is_as_large_as_its_factors():
     assert len(PRODUCT) == len(MULTIMODAL) * entered
 
 
+class Watched(Trainer):
+    """A trainer that keeps each stage's loss over all samples it trains on, before its first step and after its last."""
+
+    losses: dict[str, tuple[float, float]]
+
+    def _train_stage(self, index, stage, system, log, interrupts):
+        before = self.loss(stage, system)
+        super()._train_stage(index, stage, system, log, interrupts)
+        self.losses = {**getattr(self, "losses", {}), stage.name: (before, self.loss(stage, system))}
+
+    @torch.no_grad()
+    def loss(self, stage, system):
+        dataset, processor = stage.data.build(), stage.processor.build(self.tokenizer, stage.system)
+        order = SampleOrder(len(dataset), stage.batch_size, self.seed, stage.name, dataset.endless, dataset.shuffled)
+        objective, sums, weights = stage.objective.build().eval(), Counter(), Counter()
+        system.eval()
+        for step in range(stage.steps):
+            encoded = [processor.encode_all(dataset[index], max_tokens=stage.max_tokens) for index in order.indices(step)]
+            terms = objective(system, collate([sample for conversation in encoded for sample in conversation]))
+            sums.update({name: total.item() for name, total in terms.sums.items()})
+            weights.update({name: weight.item() for name, weight in terms.weights.items()})
+        return sum(sums[name] / weights[name] for name in sums)
+
+
 @pytest.mark.parametrize(("recipe", "kind", "fusion"), PRODUCT, ids=map("/".join, PRODUCT))
 def test_it_trains_and_answers(recipe, kind, fusion, tokenizer, tmp_path):
     made = composed(recipe, kind, fusion)
-    folder = Trainer(made, tmp_path / "run", tokenizer=tokenizer, checkpoint_seconds=1e9).fit()
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    worst = 0.0
-    for stage in made.stages:
-        steps = [record for record in records if record["stage"] == stage.name]
-        losses = [record["loss"] for record in steps]
-        assert len(losses) == stage.steps
-        worst = max(worst, sum(losses[:5]))  # into a frozen model of random weights, the first stage may learn all there is
-        trained = freeze(on_meta(stage.system), stage.train, stage.name)
-        if not any(name.startswith("language_model.") and ".routes." not in name for name in trained):
-            # What makes or routes pictures need not move the words of a frozen random model so soon; the gradient arrives.
-            assert all(record["gradient_norm"] > 0 for record in steps)
-            continue
-        assert sum(losses[-5:]) < worst, f"{stage.name} learned nothing: {losses}"
+    trainer = Watched(made, tmp_path / "run", tokenizer=tokenizer, checkpoint_seconds=1e9)
+    folder = trainer.fit()
+    assert list(trainer.losses) == [stage.name for stage in made.stages]
+    for name, (before, after) in trainer.losses.items():
+        assert after < before, f"{name} learned nothing: {before} -> {after}"
 
     loaded = load_system(folder)
     assert loaded.system.config == made.system

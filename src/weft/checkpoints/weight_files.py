@@ -58,7 +58,7 @@ class WeightFiles(Mapping[str, Tensor]):
         return tuple(file[key].shape) if isinstance(file, dict) else tuple(file.get_slice(key).get_shape())
 
     def _read_index(self) -> None:
-        listed = _read_json(self.path).get("weight_map")
+        listed = read_json(self.path).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
             raise CheckpointError(f"{self.path} has no weight_map from tensor names to files; download it again")
         if outside := sorted({name for name in listed.values() if Path(name).name != name}):
@@ -74,6 +74,17 @@ class WeightFiles(Mapping[str, Tensor]):
         file = _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
         self._opened[path] = file
         return list(file.keys())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises: CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -166,16 +177,6 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from weft.checkpoints.checkpoint_format import format_of
 from weft.checkpoints.joined_files import JoinedFiles
 from weft.checkpoints.key_map import KeyMap
-from weft.checkpoints.weight_files import WeightFiles
+from weft.checkpoints.weight_files import WeightFiles, read_json
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import LanguageModel
 from weft.recipes.encoder_loading import PublishedEncoder
-from weft.recipes.model_folders import find_model_folder, read_json
+from weft.recipes.model_folders import find_model_folder
 
 TOKENIZER, LANGUAGE_MODEL, ENCODER = "tokenizer", "language_model", "streams.image.encoder"
 PARTS = (TOKENIZER, LANGUAGE_MODEL, ENCODER)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat, format_of
 from weft.checkpoints.skeleton import skeleton
-from weft.checkpoints.weight_files import WeightFiles
+from weft.checkpoints.weight_files import WeightFiles, read_json
 from weft.core.errors import CheckpointError, ConfigError
 from weft.core.interfaces import ModalityEncoder
 from weft.data.media_transform import MediaTransform
-from weft.recipes.model_folders import find_model_folder, read_json
+from weft.recipes.model_folders import find_model_folder
 from weft.recipes.transformers_preprocessing import read_media_transform
 
 _TOWERS = ("model.vision_tower.", "vision_tower.", "model.vision_model.", "vision_model.")

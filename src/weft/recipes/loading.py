@@ -10,7 +10,7 @@ import torch
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.rules import rename
 from weft.checkpoints.skeleton import skeleton
-from weft.checkpoints.weight_files import WeightFiles
+from weft.checkpoints.weight_files import WeightFiles, read_json
 from weft.core import config
 from weft.core.errors import CheckpointError, ConfigError
 from weft.core.interfaces import System
@@ -18,7 +18,7 @@ from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
 from weft.inference.embedder import Embedder
 from weft.inference.model import Model
-from weft.recipes.model_folders import FolderContents, Parts, find_model_folder, read_json
+from weft.recipes.model_folders import FolderContents, Parts, find_model_folder
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalSystem
 from weft.training.model_folder import write_model_folder

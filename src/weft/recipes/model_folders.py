@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -49,17 +48,6 @@ def find_model_folder(path_or_hub_name: str | Path, revision: str | None = None)
     if revision is not None and name["revision"] is not None and revision != name["revision"]:
         raise CheckpointError(f"{path_or_hub_name} names one revision and revision={revision!r} another; give one")
     return _inside(_download(name["name"], revision or name["revision"]))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises: CheckpointError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
 
 
 def _inside(path: Path) -> Path:

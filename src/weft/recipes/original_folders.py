@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weft.checkpoints.weight_files import read_json
 from weft.core.errors import CheckpointError
 from weft.data.boxes import Boxes, BracketedBoxes, FractionBoxes, ThousandthBoxes
 from weft.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.tiles import AnyResolution, DynamicTiling, PictureTiles
-from weft.recipes.model_folders import read_json
 
 Saved = Mapping[str, Any]
 

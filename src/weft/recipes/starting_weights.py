@@ -14,13 +14,13 @@ from weft.checkpoints.blip_2_pretraining import read_bert
 from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.visual_expert import with_experts
-from weft.checkpoints.weight_files import WeightFiles
+from weft.checkpoints.weight_files import WeightFiles, read_json
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import ModalityEncoder, System
 from weft.encoders.eva_clip import EvaClipVision
 from weft.projectors.qformer import QFormer
 from weft.recipes.encoder_loading import PublishedEncoder
-from weft.recipes.model_folders import find_model_folder, read_json
+from weft.recipes.model_folders import find_model_folder
 from weft.systems.accounting import on_meta
 from weft.systems.fusion_encoder import FusionEncoder
 from weft.training.model_folder import load_weights

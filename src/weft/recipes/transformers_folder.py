@@ -13,7 +13,7 @@ import tokenizers
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat, format_of
 from weft.checkpoints.key_map import KeyMap
-from weft.checkpoints.weight_files import WeightFiles
+from weft.checkpoints.weight_files import WeightFiles, read_json
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import EncoderDecoder, LanguageModel
 from weft.data.images import ImageTransform
@@ -26,7 +26,7 @@ from weft.language_models.bert import Bert
 from weft.recipes.base_parts import ENCODER, LANGUAGE_MODEL, BaseParts, joined
 from weft.recipes.chat_template import recognise
 from weft.recipes.encoder_loading import tower_config
-from weft.recipes.model_folders import FolderContents, Parts, read_json
+from weft.recipes.model_folders import FolderContents, Parts
 from weft.recipes.original_folders import CONVENTIONS
 from weft.recipes.transformers_preprocessing import preprocessing, read_fitted_tiles, read_image_transform
 from weft.systems.dual_encoder import DualEncoder

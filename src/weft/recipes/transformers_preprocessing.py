@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from weft.checkpoints.weight_files import read_json
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import ModalityEncoder
 from weft.data.audio import AudioTransform, WaveformTransform
@@ -21,7 +22,6 @@ from weft.encoders.hubert import Hubert
 from weft.encoders.mllama import Mllama
 from weft.encoders.resnet import Resnet
 from weft.encoders.whisper import Whisper
-from weft.recipes.model_folders import read_json
 
 BICUBIC = 3
 _FILTER_NAMES = {int(number): name for name, number in FILTERS.items()}
