@@ -20,8 +20,8 @@ from weft.training.stage import Recipe, Stage
 from weft.training.trainer import continues
 
 STREAM = "image"
-STEPS = 2400
-QUICK_STEPS = 1500
+STEPS = 1400
+QUICK_STEPS = 1000
 QUESTIONS_PER_TYPE = 100
 QUICK_QUESTIONS_PER_TYPE = 50
 

@@ -30,7 +30,7 @@ def compare(
         typer.Option(
             "--steps",
             help="Of the last stage, earlier ones take at most as many; for systems of all stages together.",
-            show_default="2400, or 1500 for systems",
+            show_default="1400, or 1500 for systems",
             min=1,
         ),
     ] = None,
