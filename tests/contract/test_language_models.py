@@ -1,6 +1,7 @@
 """What holds for every language model beside the laws of cache, packing and identity."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -125,3 +126,13 @@ def test_a_prompt_that_knows_no_order_is_read_without_one(name):
             model(TokenSequence(model.embed(t), rule.queries.position, rule, torch.zeros_like(t)))[0] for t in (TOKENS, changed)
         )
     assert not torch.allclose(one[:, 0], other[:, 0])
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_a_fresh_model_guesses(name):
+    model = built(name)
+    with torch.no_grad():
+        hidden, _ = model(sequence(model))
+        chances = torch.log_softmax(model.head(hidden).float(), -1)
+    # T5 starts with scores of deviation 1: half a nat above guessing evenly; none starts sure of what it cannot know
+    assert -chances.mean() < math.log(chances.shape[-1]) + 1

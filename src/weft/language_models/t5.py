@@ -118,11 +118,15 @@ class T5(EncoderDecoder):
         self.initialise()
 
     def initialise(self) -> None:
-        """The published start, under which scores need no scaling."""
+        """The published start, under which scores need no scaling.
+
+        A head of its own starts by its inputs, as in the original code; `transformers` draws it with deviation 1, and a fresh
+        model is then sure of what it cannot know.
+        """
         width = self.config.width
         nn.init.normal_(self.embedding.weight)
         if not self.config.tied_head:
-            nn.init.normal_(self.output.weight)
+            nn.init.normal_(self.output.weight, std=width**-0.5)
         for module in self.modules():
             if isinstance(module, RelativePositionBias):
                 nn.init.normal_(module.weight, std=width**-0.5)
