@@ -14,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed$(if $(GPU),-gpu)
 PIP_OPTIONS := $(if $(GPU),,-c constraints.txt) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint clean
@@ -35,10 +35,10 @@ demo: $(STAMP)
 	$(BIN)/weft demo $(ARGS)
 
 test: lint
-	$(PYTEST) -m "not exhaustive" $(ARGS)
+	$(PYTEST) --dist loadfile -m "not exhaustive" $(ARGS)
 
-test-all: lint
-	$(PYTEST) $(ARGS)
+test-all: test
+	$(PYTEST) --dist worksteal -m exhaustive $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
