@@ -1,5 +1,7 @@
 """Law: a folder in an original layout opens as it was published, answers, converts, and says in one error what does not fit."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -93,8 +95,8 @@ def test_it_asks_as_its_own_code_does(published):
         assert transform == ImageTransform(size=size, resize="direct" if direct else "shortest", pad_to_square=padded)
 
 
-def test_chat_and_convert_do_with_it_what_they_do_with_any_model(published, tmp_path):
-    """`weft chat` says what greedy decoding says; so does what `weft convert` writes, without the other folders."""
+def test_chat_eval_and_convert_do_with_it_what_they_do_with_any_model(published, tmp_path):
+    """`weft chat` says what greedy decoding says, `weft eval` asks, and what `weft convert` writes needs no folders."""
     _, written = published
     model = load_model(written.folder, parts=written.parts)
     model.processor.stop_ids = frozenset()  # nothing may end an answer, so there is one
@@ -107,6 +109,10 @@ def test_chat_and_convert_do_with_it_what_they_do_with_any_model(published, tmp_
     chat = CliRunner().invoke(app, ["chat", str(written.folder), *arguments, *parts])
     assert chat.exit_code == 0, chat.output
     assert "".join(usual.text.split()) in "".join(chat.output.split())
+    one = ["--set", "num_per_type=2", "--set", "types=[name_single]", "--no-blind", "--json", "--device", "cpu"]
+    asked_all = CliRunner().invoke(app, ["eval", str(written.folder), *one, *parts])
+    assert asked_all.exit_code == 0, asked_all.output
+    assert json.loads(asked_all.stdout)["questions"] == 2
     done = CliRunner().invoke(app, ["convert", str(written.folder), str(tmp_path / "weft"), "--to", "weft", *parts])
     assert done.exit_code == 0, done.output
     again = load_model(tmp_path / "weft")

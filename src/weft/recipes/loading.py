@@ -55,9 +55,10 @@ def load_embedder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    parts: Parts | None = None,
 ) -> Embedder:
     """A dual encoder that embeds media and texts: see `load_system`. Raises: CheckpointError also for any other system."""
-    loaded = load_system(path_or_hub_name, device, dtype, revision)
+    loaded = load_system(path_or_hub_name, device, dtype, revision, parts)
     if not isinstance(loaded.system, DualEncoder):
         kind = type(loaded.system).__name__
         raise CheckpointError(f"{path_or_hub_name} holds a {kind}, which has no two towers to compare; load_model opens it")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from weft.serving.options import Device, ModelPath, Override
+from weft.serving.options import Device, ModelPath, Override, Parts
 
 
 def evaluate(
@@ -31,6 +31,7 @@ def evaluate(
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.", show_default="as it is")] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Of a hub name.", show_default=False)] = None,
+    parts: Parts = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Measure a model. --set changes the benchmark, e.g. --set num_per_type=20."""
@@ -41,18 +42,19 @@ def evaluate(
     from weft.evaluation.runner import evaluate as run
     from weft.evaluation.zero_shot import ZeroShotModel
     from weft.recipes.loading import load_embedder, load_model
+    from weft.recipes.starting_weights import assigned
     from weft.serving.chosen_recipe import with_overrides
     from weft.serving.device import chosen_device
     from weft.serving.precision import chosen_precision
     from weft.serving.score_table import EvaluationProgress, score_table
 
     chosen = with_overrides(benchmark_config(benchmark), settings).build()
-    where, dtype = chosen_device(device), chosen_precision(precision)
+    where, dtype, beside = chosen_device(device), chosen_precision(precision), assigned(parts or ())
     loaded: Answering
     if chosen.classes:
-        loaded = ZeroShotModel(load_embedder(model, where, dtype, revision), chosen.classes, chosen.top)
+        loaded = ZeroShotModel(load_embedder(model, where, dtype, revision, beside), chosen.classes, chosen.top)
     else:
-        loaded = load_model(model, where, dtype, revision)
+        loaded = load_model(model, where, dtype, revision, beside)
     baseline = load_model(text_only, where, dtype) if text_only is not None else None
     with EvaluationProgress(Console(stderr=True), chosen.titles) as progress:
         evaluation = run(
