@@ -154,7 +154,9 @@ def test_a_row_counts_only_once_it_has_learned_to_look():
     assert "loss 1.980 is still at its plateau (2.000 without pictures)" in plateau.reason
     assert "loss 1.200 has left its plateau" in fell.reason and "+5.0 points" in fell.reason
     table = Comparison("projectors", "9 steps", 100, [plateau])
-    assert "| linear |  | not learned | - |" in table.markdown()
+    assert "| linear | not learned | - |" in table.markdown(), "parts have no family, and no column for it"
+    systems = Comparison("systems", "9 steps", 100, [replace(plateau, family="tokens"), row(candidate="b")])
+    assert "| linear | tokens | not learned | - |" in systems.markdown() and "| b |  | 80.0 " in systems.markdown()
     assert "| 2.5 50 |" in table.markdown(), "the share of parameters that each stage trains"
     assert table.notes["Not learned"] == [f"linear, seed 0: {plateau.reason}"]
 
@@ -173,8 +175,8 @@ def test_candidates_that_learned_stand_first_the_most_accurate_on_top():
 
 def test_every_type_has_its_interval_beside_the_baselines_that_all_rows_share():
     lines = Comparison("projectors", "9 steps", 100, [row(0.3, 0.25)]).markdown().splitlines()
-    assert "| linear | 30.0 (28.0-32.0) |" in lines, "also of a row that has not learned to look"
-    assert "| text-only model | 10.0 (8.0-12.0) |" in lines and "| most frequent answer |  |" in lines
+    assert "| linear | 30 (28-32) |" in lines, "also of a row that has not learned to look"
+    assert "| text-only model | 10 (8-12) |" in lines and "| most frequent answer |  |" in lines
 
 
 @pytest.mark.parametrize("room", PLACES)

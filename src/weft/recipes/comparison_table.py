@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ class Comparison:
             "",
             self.caption,
             "",
-            *_markdown([title for title, _ in _COLUMNS], [[cell(f) for _, cell in _COLUMNS] for f in self.findings]),
+            *_markdown(*self._by_candidate(_COLUMNS)),
             "",
             "`trained` is the share of the parameters that each stage of a row trains, in percent.",
             "",
@@ -110,6 +110,12 @@ class Comparison:
         for title, notes in self.notes.items():
             lines += ["", f"## {title}", "", *(f"- {note}" for note in notes)]
         return "\n".join(lines) + "\n"
+
+    def _by_candidate(self, columns: Sequence[_Column]) -> tuple[list[str], list[list[str]]]:
+        """Titles and a line a candidate; a column that says nothing of any is left out."""
+        cells = {title: [cell(finding) for finding in self.findings] for title, cell in columns}
+        filled = {title: column for title, column in cells.items() if any(column)}
+        return list(filled), [list(line) for line in zip(*filled.values(), strict=True)]
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -122,7 +128,7 @@ class Comparison:
         lines = [(f.row.candidate, MODEL, f.row) for f in self.findings]
         lines += [(RUN_TITLES[run], run, first) for run in (TEXT_ONLY, MOST_FREQUENT)]
         return [
-            [name, *("" if (score := scores.get(run)) is None else _share(score) for scores in row.by_type.values())]
+            [name, *("" if (score := scores.get(run)) is None else _rounded(score) for scores in row.by_type.values())]
             for name, run, row in lines
         ]
 
@@ -149,10 +155,10 @@ class Comparison:
 
         wide = width >= _WIDE
         table = Table(box=None, padding=(0, 2 if wide else 1), pad_edge=False, header_style="dim")
-        for title, _ in _COLUMNS if wide else _NARROW:
+        titles, lines = self._by_candidate(_COLUMNS if wide else _NARROW)
+        for title in titles:
             table.add_column(title, justify="left" if title == _CANDIDATE else "right", no_wrap=True)
-        for finding in self.findings:
-            cells = [cell(finding) for _, cell in (_COLUMNS if wide else _NARROW)]
+        for finding, cells in zip(self.findings, lines, strict=True):
             table.add_row(*cells, style="" if finding.learned else "dim")
         return table
 
@@ -168,6 +174,10 @@ def _accuracy(finding: Finding) -> str:
 
 def _share(score: Estimate) -> str:
     return f"{_points(score)} ({100 * score.low:.1f}-{100 * score.high:.1f})"
+
+
+def _rounded(score: Estimate) -> str:
+    return f"{100 * score.value:.0f} ({100 * score.low:.0f}-{100 * score.high:.0f})"
 
 
 def _trained(finding: Finding) -> str:
@@ -192,8 +202,9 @@ def _memory(finding: Finding) -> str:
     return "" if peak is None else f"{peak / 2**30:.2f}"
 
 
+_Column = tuple[str, Callable[[Finding], str]]
 _CANDIDATE = "candidate"
-_COLUMNS = (
+_COLUMNS: tuple[_Column, ...] = (
     (_CANDIDATE, lambda f: f.row.candidate),
     ("family", lambda f: f.row.family),
     ("right (95%)", _accuracy),
