@@ -12,9 +12,11 @@ from PIL import Image
 
 from weft.core.batch import IGNORE
 from weft.core.conversation import Conversation, Media, assistant, user
-from weft.core.errors import ContextTooShort
+from weft.core.errors import ConfigError, ContextTooShort
 from weft.data.collate import collate
+from weft.data.datasets.mixture import Mixture
 from weft.data.datasets.mmc4 import Mmc4
+from weft.data.desk.dataset import DeskConversations
 from weft.data.interleaving import Interleaving
 from weft.data.packing import pack
 from weft.objectives.next_token import NextToken
@@ -99,6 +101,25 @@ def test_idefics_writes_a_document_without_turns(tokenizer, mmc4):
     assert sample.text == f"a red 7{picture}two desks{picture}a blue 3 bottom left{picture}a green 1</s>"
     assert sample.targets[0] != IGNORE and sample.targets[-2] == tokenizer.special["</s>"]
     assert not {tokenizer.special[t] for t in (around, image)} & set(sample.targets.tolist())
+
+
+def test_a_part_of_a_mixture_is_written_by_its_own_template(tokenizer, mmc4):
+    """IDEFICS' dialogues have documents among them, which are still written as documents."""
+    dialogues, documents = processor("idefics", "instruct", tokenizer), processor("idefics", "pretrain", tokenizer)
+    told = DeskConversations.Config(epoch=10)
+    parts = {"told": Mixture.Part(data=told), "read": Mixture.Part(data=mmc4, template="idefics_document", loss_weight=0.5)}
+    mixed = Mixture.Config(parts=parts, epoch=4).build()
+    from_documents = {index: bool(mixed[index].meta.get("document")) for index in range(4)}
+    assert sorted(from_documents.values()) == [False, False, True, True]
+    for index, document in from_documents.items():
+        (ours,) = dialogues.encode_all(mixed[index])
+        theirs = (documents if document else dialogues).encode(replace(mixed[index], meta={"document": document}))
+        assert ours.text == theirs.text and ours.text.startswith("User:") is not document
+        assert ours.tokens.tolist() == theirs.tokens.tolist() and ours.targets.tolist() == theirs.targets.tolist()
+        assert ours.weight == (0.5 if document else 1.0)
+    assert dialogues.config.template == "idefics", "the processor itself is as before"
+    with pytest.raises(ConfigError, match="unknown template 'idefics_documents'; did you mean"):
+        Mixture.Config(parts={"read": Mixture.Part(data=mmc4, template="idefics_documents")}).build()
 
 
 @pytest.mark.parametrize(("name", "stage"), [("openflamingo", "train"), ("vila", "pretrain")])

@@ -44,7 +44,13 @@ def test_idefics_shows_wikipedia_and_pmd_three_times_and_dialogues_in_its_cards_
     assert pretrain.weighting == "sizes"
     assert {name: part.weight for name, part in pretrain.parts.items()} == {"obelics": 1, "wikipedia": 3, "laion": 1, "pmd": 3}
     ratios = {name: part.weight for name, part in instruct.parts.items()}
-    assert sum(ratios.values()) == pytest.approx(100 - 5.1 - 30.7) and ratios["ultrachat"] == 29.1
+    assert sum(ratios.values()) == pytest.approx(100) and (ratios["ultrachat"], ratios["laion"], ratios["obelics"]) == (
+        29.1,
+        5.1,
+        30.7,
+    )
+    documents = {name for name, part in instruct.parts.items() if part.template == "idefics_document"}
+    assert documents == {"laion", "obelics"} and not any(part.template for part in pretrain.parts.values())
     assert instruct.weighting == "given"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -80,9 +81,10 @@ class Processor:
             )
         self._silent = tokenizer.silent - {tokenizer.special[t] for t in config.boxes.special_tokens}
         self.stop_ids = self._stop_ids()
+        self._by_template: dict[str, Processor] = {}
 
     def encode(self, conversation: Conversation, max_tokens: int | None = None, reply: bool = False) -> EncodedSample:
-        """One conversation as arrays.
+        """One conversation as arrays, written by the template that it names (`meta["template"]`), else by the processor's.
 
         `max_tokens` cuts the end of a longer conversation, never a medium; of a document (`meta["document"]`) the media behind
         the cut go with their text. With `reply` the tokens end where the assistant
@@ -92,6 +94,9 @@ class Processor:
         Raises: DataError where text, markers and media disagree or a medium cannot be read; ContextTooShort where a medium or a
         prompt does not fit into `max_tokens`.
         """
+        named = conversation.meta.get("template", self.config.template)
+        if named != self.config.template:
+            return self._written_by(named).encode(conversation, max_tokens, reply)
         conversation = in_every_stream(conversation, self.system.followers)
         if self.system.context == 0:
             return self._encode_media(conversation)
@@ -154,6 +159,15 @@ class Processor:
             assert sample.decoder is not None
             samples.append(replace(sample, decoder=sample.decoder.cut(max_tokens)))
         return tuple(samples)
+
+    def _written_by(self, name: str) -> Processor:
+        """This processor with another template."""
+        if name not in self._by_template:
+            other = copy(self)
+            other.config, other.template = replace(self.config, template=name), template(name)
+            other.stop_ids = other._stop_ids()
+            self._by_template[name] = other
+        return self._by_template[name]
 
     def _decoder_side(
         self, conversation: Conversation, answer: Message | None, said: str, max_tokens: int | None

@@ -1,9 +1,9 @@
 """IDEFICS: the open reproduction of Flamingo on CLIP-ViT-H and LLaMA, trained on whole web pages.
 
 Source: arXiv:2306.16527 and the published models' cards. Pre-training reads OBELICS and LAION once, Wikipedia and PMD three
-times, image tower and language model frozen; the instructed models then train all parts on dialogues in given proportions.
-Those also had 5.1% pairs and 30.7% documents among them, which this recipe's second stage leaves out: it writes all its data
-with one template. Rates, steps and lengths are the cards'; their batches are given in tokens, those here in samples.
+times, image tower and language model frozen; the instructed models then train all parts on dialogues in given proportions,
+with 5.1% pairs and 30.7% documents among them, written as before. Rates, steps and lengths are the cards'; their batches are
+given in tokens, those here in samples.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ VIT_H = ClipVision.Config(
     image_size=224, patch_size=14, width=1280, num_layers=32, num_heads=16, feed_forward_width=5120, activation="gelu",
     feature_layer=-1, keep_class_token=True,
 )  # fmt: skip
+DOCUMENT = "idefics_document"
+_OBELICS = Obelics.Config(path="obelics/*.jsonl", images="obelics/images", strict=False)
+_LAION = LlavaJson.Config(path="laion-2b/pairs.jsonl", images="laion-2b/images")
 PRETRAINING = Mixture.Config(
     parts={
-        "obelics": Mixture.Part(data=Obelics.Config(path="obelics/*.jsonl", images="obelics/images", strict=False)),
+        "obelics": Mixture.Part(data=_OBELICS),
         "wikipedia": Mixture.Part(
             data=Obelics.Config(path="wikipedia/*.jsonl", images="wikipedia/images", strict=False), weight=3
         ),
-        "laion": Mixture.Part(data=LlavaJson.Config(path="laion-2b/pairs.jsonl", images="laion-2b/images")),
+        "laion": Mixture.Part(data=_LAION),
         "pmd": Mixture.Part(data=LlavaJson.Config(path="pmd/pairs.jsonl", images="pmd/images"), weight=3),
     },
     weighting="sizes",
@@ -58,6 +61,10 @@ INSTRUCTIONS = Mixture.Config(
             weight=ratio,
         )
         for name, ratio in _RATIOS.items()
+    }
+    | {
+        "laion": Mixture.Part(data=_LAION, weight=5.1, template=DOCUMENT),
+        "obelics": Mixture.Part(data=_OBELICS, weight=30.7, template=DOCUMENT),
     },
 )
 LLAMA_65B = Decoder.Config(
@@ -76,7 +83,7 @@ def idefics(size: str = "9b") -> Recipe:
         fusions=(fusion(EVERY, VIT_H.width, "scalar"),),
         added_tokens=AddedTokens.Config(),  # the tags of pictures and what stands around them
     )
-    processor = Processor.Config(template="idefics_document", transforms={"image": ImageTransform(size=224)})
+    processor = Processor.Config(template=DOCUMENT, transforms={"image": ImageTransform(size=224)})
     pretrain = Stage(
         name="pretrain",
         title="teach the resampler and the gated blocks on whole web pages",
@@ -129,6 +136,6 @@ def tiny() -> Recipe:
     documents, captions = DeskDocuments.Config(epoch=1000), desk_captions()
     data = {
         "pretrain": on_desk(PRETRAINING, obelics=documents, wikipedia=documents, laion=captions, pmd=captions),
-        "instruct": on_desk(INSTRUCTIONS, **dict.fromkeys(INSTRUCTIONS.parts, desk_dialogues())),
+        "instruct": on_desk(INSTRUCTIONS, **dict.fromkeys(_RATIOS, desk_dialogues()), laion=captions, obelics=documents),
     }
     return with_fast_gates(shrunk(idefics(), dict.fromkeys(data, system), data, steps=20, image_size=64))

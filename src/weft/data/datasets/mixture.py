@@ -7,13 +7,14 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from weft.core import config
 from weft.core.conversation import Conversation
 from weft.core.errors import ConfigError
 from weft.data.dataset import STREAM, Dataset
 from weft.data.keyed_draws import shuffled
+from weft.data.templates import template
 
 Weighting = Literal["given", "sizes", "roots"]
 
@@ -31,9 +32,9 @@ class Mixture(Dataset):
     of the part comes next is arithmetic. A stretch of `STREAM` indices is a stream of its own, which begins anew; parts without
     end begin at its number.
 
-    `loss_weight` of a part weighs its tokens in the loss.
+    `loss_weight` of a part weighs its tokens in the loss; its conversations are written by `template` where it names one.
 
-    Raises: ConfigError for weights that are no proportions and for an epoch too short to hold a part.
+    Raises: ConfigError for weights that are no proportions, an epoch too short to hold a part, and an unknown template.
     Source: square-root sampling, InstructBLIP, arXiv:2305.06500; losses weighted by data set, Flamingo, arXiv:2204.14198.
     """
 
@@ -45,6 +46,7 @@ class Mixture(Dataset):
         data: Dataset.Config
         weight: float = 1.0
         loss_weight: float = 1.0
+        template: str = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
@@ -63,6 +65,7 @@ class Mixture(Dataset):
                 raise ConfigError(f"part {name!r} of a mixture: loss_weight must be 0 or above, got {part.loss_weight}")
         self.names = tuple(config.parts)
         weights = [part.weight for part in config.parts.values()]
+        self._said = [_said_of(part) for part in config.parts.values()]
         check_weights(self.names, weights)
         self.parts = [part.data.build() for part in config.parts.values()]
         sizes = [len(part) for part in self.parts]
@@ -85,10 +88,7 @@ class Mixture(Dataset):
         """Sample `index`; IndexError where it is negative."""
         number, inner = self.locate(index)
         conversation = self.parts[number][inner]
-        weight = self.config.parts[self.names[number]].loss_weight
-        if weight == 1.0:
-            return conversation
-        return replace(conversation, meta={**conversation.meta, "loss_weight": weight})
+        return replace(conversation, meta=conversation.meta | said) if (said := self._said[number]) else conversation
 
     def locate(self, index: int) -> tuple[int, int]:
         """The part that sample `index` comes from, and its index there."""
@@ -110,6 +110,12 @@ class Mixture(Dataset):
         shares = ", ".join(f"{name} {self.counts[name] / self.epoch:.2%}" for name in self.names)
         told = [f"{name}: {remark}" for name, part in zip(self.names, self.parts, strict=True) for remark in part.remarks()]
         return [f"of {self.epoch:,} samples an epoch {shares}", *told]
+
+
+def _said_of(part: Mixture.Part) -> dict[str, Any]:
+    """What the part says of each of its conversations."""
+    said: dict[str, Any] = {} if part.loss_weight == 1.0 else {"loss_weight": part.loss_weight}
+    return said | ({"template": template(part.template).name} if part.template else {})
 
 
 def check_weights(names: Sequence[str], weights: Sequence[float]) -> None:
