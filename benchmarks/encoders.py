@@ -6,7 +6,9 @@ Each side lives in a process of its own (encoder_process.py); runs alternate bet
 The weights cross through a folder in the published form, and before anything is measured both sides must give the same output,
 in fp32 within 1e-4 of its largest value. "forward" is that output without gradients, "training" the mean of its square with the
 gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Neither side is compiled; `transformers` picks its
-own attention. Ratios are of medians in Weft's favour, the bound is the lower end of their 95% bootstrap interval.
+own attention. While speed is measured on a CPU, both processes keep what a call frees for the next one, as Weft's trainer does:
+otherwise the time to find new pages varies by half from call to call. Ratios are of medians in Weft's favour, the bound is the
+lower end of their 95% bootstrap interval.
 
 Peak memory is what a call adds to what was held before it: counted by the allocator on CUDA, by the kernel's high-water mark of
 the process on Linux (from 4 MiB on, below it pages are what is measured), elsewhere not at all. A CUDA device is taken where
@@ -259,7 +261,8 @@ def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
         f"{where['date']}, commit {where['commit']}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
         f"transformers {where['transformers']}. {results[0].runs if results else 0} alternating runs, each side in its own "
         "process, the same weights and pixels, outputs that agree in fp32. Forward without gradients; training is forward and "
-        "backward of all weights, without an optimizer. Peak memory is what a call adds. A row is reached where the bound is "
+        "backward of all weights, without an optimizer; on a CPU both processes keep what a call frees for the next one. Peak "
+        "memory is what a call adds. A row is reached where the bound is "
         f"{FLOOR}x or more. Command: `{where['command'].strip()}`.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
