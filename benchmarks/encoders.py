@@ -7,8 +7,9 @@ The weights cross through a folder in the published form, and before anything is
 in fp32 within 1e-4 of its largest value. "forward" is that output without gradients, "training" the mean of its square with the
 gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Neither side is compiled; `transformers` picks its
 own attention. While speed is measured on a CPU, both processes keep what a call frees for the next one, as Weft's trainer does:
-otherwise the time to find new pages varies by half from call to call. Ratios are of medians in Weft's favour, the bound is the
-lower end of their 95% bootstrap interval.
+otherwise the time to find new pages varies by half from call to call. A ratio is the median of those of the pairs of runs, in
+Weft's favour, and its bound the lower end of the 95% bootstrap interval. Where that lies more than 3% below the ratio, runs go
+on, to at most five times as many: how long is decided by the width alone, not by who is ahead.
 
 Peak memory is what a call adds to what was held before it: counted by the allocator on CUDA, by the kernel's high-water mark of
 the process on Linux (from 4 MiB on, below it pages are what is measured), elsewhere not at all. A CUDA device is taken where
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison import CLOCKS, FLOOR, HERE, conditions, processor, ratio_of_medians
+from comparison import CLOCKS, FLOOR, HERE, conditions, processor, ratio_of_pairs
 from encoder_process import DTYPES, Opening, Process
 from rich.console import Console
 from safetensors.torch import save_file
@@ -51,6 +52,8 @@ from weft.encoders.siglip import SiglipVision
 MODES = ("forward", "training")
 METRICS = {"speed": "{:,.1f} images/s", "peak memory": "{:,.1f} MiB"}
 AGREEMENT = 1e-4  # float32 through a published depth, in other orders of summation
+WIDTH = 0.03  # between a ratio and its bound, above which runs go on
+MOST = 5  # times as many runs
 SMALLEST_PEAK = 4.0  # MiB of resident memory
 RESULTS, TABLE = HERE / "results" / "encoders.json", HERE / "encoders.md"
 
@@ -110,10 +113,14 @@ class Result:
     def reached(self) -> bool:
         return self.lower_bound >= FLOOR
 
+    @property
+    def narrow(self) -> bool:
+        return self.ratio - self.lower_bound <= WIDTH * self.ratio
+
     @staticmethod
     def of(case: Case, metric: str, ours: Sequence[float], theirs: Sequence[float]) -> Result:
         pair = (ours, theirs) if metric == "speed" else ([1 / value for value in ours], [1 / value for value in theirs])
-        ratio, bound = ratio_of_medians(*pair)
+        ratio, bound = ratio_of_pairs(*pair)
         return Result(case, metric, statistics.median(ours), statistics.median(theirs), ratio, bound, len(ours))
 
 
@@ -217,7 +224,7 @@ def measure(cases: Sequence[Case], config: ModalityEncoder.Config, record: Recor
                     slowest = max(side("prepare", name, *call) for side, name in zip(sides, outputs, strict=True))
                     if metric == "speed":
                         calls = max(1, round(arguments.seconds / slowest))
-                        result: Result | None = Result.of(case, metric, *alternating(sides, arguments.runs, "rate", calls))
+                        result: Result | None = speed_result(case, sides, arguments.runs, calls)
                     else:
                         result = memory_result(case, alternating(sides, arguments.runs, "peak"), arguments.device)
                     record.add(case, metric, result)
@@ -226,6 +233,15 @@ def measure(cases: Sequence[Case], config: ModalityEncoder.Config, record: Recor
             finally:
                 for side in sides:
                     side.close()
+
+
+def speed_result(case: Case, sides: Sequence[Process], num_runs: int, calls: int) -> Result:
+    """From as many pairs of runs as a narrow interval takes."""
+    ours, theirs = alternating(sides, num_runs, "rate", calls)
+    while not (result := Result.of(case, "speed", ours, theirs)).narrow and len(ours) < MOST * num_runs:
+        for side, more in zip((ours, theirs), alternating(sides, num_runs, "rate", calls), strict=True):
+            side += more
+    return result
 
 
 def memory_result(case: Case, peaks: tuple[list[float | None], list[float | None]], device: str) -> Result | None:
@@ -244,14 +260,17 @@ def shallow(config: ModalityEncoder.Config) -> ModalityEncoder.Config:
     return dataclasses.replace(config, num_layers=2)  # type: ignore[call-arg]  # the others are transformers
 
 
-HEADINGS = ("encoder", "size", "precision", "images", "mode", "what", "Weft", "transformers", "ratio", "95% bound", "reached")
+HEADINGS = (
+    *("encoder", "size", "precision", "images", "mode", "what", "Weft", "transformers"),
+    *("runs", "ratio", "95% bound", "reached"),
+)
 
 
 def columns(result: Result) -> list[str]:
     case, write = result.case, METRICS[result.metric].format
     row = [case.encoder, case.size, case.precision, str(case.batch), case.mode, result.metric]
-    row += [write(result.weft), write(result.transformers), f"{result.ratio:.2f}x", f"{result.lower_bound:.2f}x"]
-    return [*row, "yes" if result.reached else "NO"]
+    row += [write(result.weft), write(result.transformers), str(result.runs)]
+    return [*row, f"{result.ratio:.2f}x", f"{result.lower_bound:.2f}x", "yes" if result.reached else "NO"]
 
 
 def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
@@ -259,10 +278,10 @@ def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
         "# Image encoders against `transformers`",
         "",
         f"{where['date']}, commit {where['commit']}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
-        f"transformers {where['transformers']}. {results[0].runs if results else 0} alternating runs, each side in its own "
-        "process, the same weights and pixels, outputs that agree in fp32. Forward without gradients; training is forward and "
-        "backward of all weights, without an optimizer; on a CPU both processes keep what a call frees for the next one. Peak "
-        "memory is what a call adds. A row is reached where the bound is "
+        f"transformers {where['transformers']}. Alternating runs, each side in its own process, the same weights and "
+        "pixels, outputs that agree in fp32. Forward without gradients; training is forward and backward of all weights, "
+        "without an optimizer; on a CPU both processes keep what a call frees for the next one. Peak memory is what a call "
+        "adds. A ratio is the median of those of neighbouring runs; a row is reached where its bound is "
         f"{FLOOR}x or more. Command: `{where['command'].strip()}`.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
@@ -290,7 +309,7 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--batches", nargs="+", type=int, help="images a call; [1, 4], with --quick [2]")
-    parser.add_argument("--runs", type=int, help="alternating runs of each side; 12, with --quick 10")
+    parser.add_argument("--runs", type=int, help="alternating runs of each side at least; 12, with --quick 10")
     parser.add_argument("--seconds", type=float, default=0.3, help="of one timing at least, as a multiple of whole calls")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

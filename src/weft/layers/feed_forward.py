@@ -13,7 +13,8 @@ from weft.layers.linear import Linear
 
 def quick_gelu(x: Tensor) -> Tensor:
     """OpenAI CLIP's approximation x * sigmoid(1.702 x), as silu(1.702 x) / 1.702: a gradient keeps one tensor, not two."""
-    return F.silu(x * 1.702).mul_(1 / 1.702)
+    scaled = x * 1.702
+    return F.silu(scaled, inplace=not scaled.requires_grad).mul_(1 / 1.702)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
