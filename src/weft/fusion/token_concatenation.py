@@ -56,13 +56,8 @@ class TokenConcatenation(Fusion):
             if stream not in media:
                 continue
             items = media[stream]
-            assert items.spans is not None
             source, target = span_indices(items, tokens)
-            if len(target) < len(items.values):
-                raise MediaTokenMismatch(
-                    f"stream {stream!r}: the batch reserves {len(target)} positions for {len(items.values)} media tokens; "
-                    "build processor and system from one config"
-                )
+            check_spans(stream, items, source, tokens)
             values = items.values[source].to(embeddings.dtype)
             embeddings = embeddings.flatten(0, 1).index_copy(0, target, values).view(batch, tokens, width)
         return replace(sequence, embeddings=embeddings)
@@ -77,3 +72,36 @@ def span_indices(items: MediaTokens, tokens: int) -> tuple[Tensor, Tensor]:
     span = torch.repeat_interleave(torch.arange(len(spans), device=spans.device), length)
     inside = torch.arange(len(span), device=spans.device) - (length.cumsum(0) - length)[span]
     return (first + spans[:, 1])[span] + inside, (spans[:, 2] * tokens + spans[:, 3])[span] + inside
+
+
+def check_spans(stream: str, items: MediaTokens, source: Tensor, tokens: int) -> None:
+    """That spans lie in their rows and in their items, and that every media token has a place.
+
+    `source` is what `span_indices` gives for rows of `tokens` tokens.
+
+    Raises: MediaTokenMismatch with the first medium that fails, its row, and both counts.
+    """
+    assert items.spans is not None
+    item, offset, row, start, length = items.spans.unbind(1)
+    ids = items.item.contiguous()
+    held = torch.searchsorted(ids, item.contiguous(), right=True) - torch.searchsorted(ids, item.contiguous())
+    wrong = (offset + length > held) | (start + length > tokens)
+    placed = torch.zeros_like(ids, dtype=torch.bool).index_fill(0, source.clamp(max=max(len(ids) - 1, 0)), True)
+    if not bool(wrong.any() | ~placed.all()):  # one answer from the device in the usual case
+        return
+    way_out = "build processor and system from one config"
+    if bool((past := start + length > tokens).any()):
+        first = int(past.nonzero()[0])
+        end = int(start[first] + length[first])
+        raise MediaTokenMismatch(
+            f"stream {stream!r}: the batch puts medium {int(item[first])} up to position {end} of row {int(row[first])}, which has "
+            f"{tokens} tokens; {way_out}"
+        )
+    medium = int(item[wrong][0] if bool(wrong.any()) else ids[~placed][0])
+    rows = sorted(set(row[item == medium].tolist()))
+    place = f"row {', '.join(map(str, rows))}" if rows else "in no row"
+    reserved, held_by_it = int(length[item == medium].sum()), int((ids == medium).sum())
+    raise MediaTokenMismatch(
+        f"stream {stream!r}: the batch reserves {reserved} positions for the {held_by_it} tokens of medium {medium} ({place}); "
+        f"{way_out}"
+    )
