@@ -94,8 +94,8 @@ def check_spans(stream: str, items: MediaTokens, source: Tensor, tokens: int) ->
         first = int(past.nonzero()[0])
         end = int(start[first] + length[first])
         raise MediaTokenMismatch(
-            f"stream {stream!r}: the batch puts medium {int(item[first])} up to position {end} of row {int(row[first])}, which has "
-            f"{tokens} tokens; {way_out}"
+            f"stream {stream!r}: the batch puts medium {int(item[first])} up to position {end} of row {int(row[first])}, "
+            f"which has {tokens} tokens; {way_out}"
         )
     medium = int(item[wrong][0] if bool(wrong.any()) else ids[~placed][0])
     rows = sorted(set(row[item == medium].tolist()))
