@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -38,13 +36,13 @@ from weft.evaluation.report.exhibits import as_picture, choose_exhibits
 from weft.inference.attention_maps import attention_map
 from weft.inference.model import Model
 from weft.inference.sampling import Sampling
+from weft.recipes.conditions import commit, hardware
 from weft.systems.multimodal_lm import Stream
 from weft.training.freezing import select_names
 from weft.training.stage import Recipe, Stage
 
 LOOKED_AT = ("name_single", "read", "count", "colour_of_digit", "box", "refer")
 _LONGEST_GAZE = 6  # answer tokens that a map is drawn for
-_BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}  # as Linux names them
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def run_facts(recipe: Recipe, circumstances: Circumstances) -> RunFacts:
         evaluation_seconds=circumstances.evaluation_seconds,
         peak_memory_bytes=peak_memory_bytes(),
         seeds=(circumstances.seed,),
-        hardware=hardware(),
+        hardware=hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         commit=commit(),
         versions={name: version(name) for name in ("torch", "tokenizers", "numpy")} | {"python": platform.python_version()},
         command=(
@@ -105,36 +103,6 @@ def peak_memory_bytes() -> int:
 
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes except on macOS
-
-
-def hardware(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The GPU, or the processor with its threads, whether it multiplies in bf16, and the torch that computes on it."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    name, flags = platform.processor() or platform.machine(), None
-    if cpuinfo.exists():
-        told = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE))
-        name = told.get("model name", name)
-        flags = (told.get("flags") or told.get("Features") or "").split()
-    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}, {capability}, {_bf16(flags)}, torch {torch.__version__}"
-
-
-def _bf16(flags: Sequence[str] | None) -> str:
-    """What a processor's flags say of bf16: the demo's speed depends on it more than on its clock."""
-    if flags is None:
-        return "bf16 instructions unknown"
-    found = [title for flag, title in _BF16_FLAGS.items() if flag in flags]
-    return f"bf16 by {' and '.join(found)}" if found else "no bf16 instructions"
-
-
-def commit() -> str:
-    """The commit of the code that runs, empty outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _weave(recipe: Recipe, model: Model, shown: Item, records: Sequence[Record], circumstances: Circumstances) -> Weave:
