@@ -9,7 +9,16 @@ import torch
 from PIL import Image
 
 from weft.core.errors import ConfigError, DataError
-from weft.data.images import CLIP_MEAN, HALF, IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, ImageTransform, open_image
+from weft.data.images import (
+    CLIP_MEAN,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_PIXELS,
+    EvenCentreTransform,
+    ImageTransform,
+    open_image,
+)
 
 SIZES = [(40, 40), (64, 31), (31, 64), (33, 50), (20, 90), (500, 33), (1, 1), (7, 3), (200, 150)]
 
@@ -91,9 +100,17 @@ def test_the_values_are_those_of_the_stock_processor(name, size):
     assert_equal(transform, getattr(transformers, cls)(**options), picture(*size))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"shorter_side": 20}, {"shorter_side": 40, "resize": "direct"}, {"filter": "lanczos"}, {"size": 0}], ids=str
-)
+@pytest.mark.parametrize(("kind", "start"), [(ImageTransform, 15), (EvenCentreTransform, 16)])
+def test_the_centre_of_a_squashed_picture_begins_where_its_publisher_says(kind, start):
+    """NFNet-F1 at its test size: 320 of 351 pixels, 15.5 on each side; timm's library rounds halves to even."""
+    image, end = picture(400, 300), start + 320
+    whole = np.asarray(image.resize((351, 351), Image.Resampling.BICUBIC))
+    transform = kind(size=320, resize="direct", shorter_side=351)
+    assert np.array_equal(transform.pixels(image), whole[start:end, start:end])
+    assert transform.shown((351, 351)) == (start, start, end, end)
+
+
+@pytest.mark.parametrize("wrong", [{"shorter_side": 20}, {"filter": "lanczos"}, {"size": 0}], ids=str)
 def test_settings_that_do_not_fit_together_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ImageTransform(**{"size": 32, **wrong})

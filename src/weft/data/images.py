@@ -62,7 +62,8 @@ class ImageTransform(MediaTransform):
     """How one picture becomes [3, size, size] float values.
 
     `resize`: "shortest" scales the shorter side to `size` and crops the centre (CLIP), "direct" ignores the aspect (SigLIP).
-    `shorter_side` scales it to more than the crop keeps (DINOv2 and ResNet: 256 for 224); None: to `size`.
+    `shorter_side` scales it to more than the crop keeps (DINOv2 and ResNet: 256 for 224), "direct" both sides (NFNet); None: to
+    `size`. A centre that begins between two pixels begins at the lower one, as in `transformers`.
     `pad_to_square` first centres the picture on a square filled with int(255 * mean) (LLaVA-1.5).
     """
 
@@ -79,10 +80,8 @@ class ImageTransform(MediaTransform):
             raise ConfigError(f"an image transform needs a size and deviations above 0, got size {self.size}, std {self.std}")
         if self.filter not in FILTERS:
             raise unknown_name("filter", self.filter, FILTERS)
-        if self.shorter_side is not None and (self.resize != "shortest" or self.shorter_side < self.size):
-            raise ConfigError(
-                f"shorter_side={self.shorter_side} needs resize='shortest' and size <= it, got {self.resize!r}, {self.size}"
-            )
+        if self.shorter_side is not None and self.shorter_side < self.size:
+            raise ConfigError(f"shorter_side={self.shorter_side} is what size={self.size} is cut out of; make it larger")
 
     @property
     def unit_shape(self) -> tuple[int, int, int]:
@@ -108,7 +107,7 @@ class ImageTransform(MediaTransform):
             image = self._padded(image)
         width, height = image.size
         target = self._resized(width, height)
-        left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+        left, top = (self._crop_start(side) for side in target)
         kernel = FILTERS[self.filter]
         if target[0] * target[1] > MAX_PIXELS:
             # a strip of 1 x 60,000 pixels would grow to 336 x 20 million: compute only what the crop keeps
@@ -133,16 +132,20 @@ class ImageTransform(MediaTransform):
             x, y, width, height = -((side - width) // 2), -((side - height) // 2), side, side
         target = self._resized(width, height)
         scale_x, scale_y = width / target[0], height / target[1]
-        left, top = (target[0] - self.size) // 2 * scale_x + x, (target[1] - self.size) // 2 * scale_y + y
+        left, top = self._crop_start(target[0]) * scale_x + x, self._crop_start(target[1]) * scale_y + y
         return left, top, left + self.size * scale_x, top + self.size * scale_y
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of a picture before the centre is cut out."""
-        if self.resize == "direct":
-            return self.size, self.size
         short = self.shorter_side or self.size
+        if self.resize == "direct":
+            return short, short
         long = int(short * max(width, height) / min(width, height))
         return (short, long) if width <= height else (long, short)
+
+    def _crop_start(self, side: int) -> int:
+        """Where the centre that is cut out of a side begins."""
+        return (side - self.size) // 2
 
     def normalise(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """Shapes: N pictures (size, size, 3) uint8 -> [N, 3, size, size] float32."""
@@ -166,6 +169,14 @@ class ImageTransform(MediaTransform):
         square = Image.new("RGB", (side, side), (red, green, blue))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvenCentreTransform(ImageTransform):
+    """The same as `timm` and `open_clip` publish it: a centre that begins between two pixels begins at the even one."""
+
+    def _crop_start(self, side: int) -> int:
+        return round((side - self.size) / 2)
 
 
 def _name(source: Any) -> str:

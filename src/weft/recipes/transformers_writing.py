@@ -15,7 +15,7 @@ from weft.checkpoints import blip_2, clip, idefics, llama, llava, llava_next, ml
 from weft.checkpoints.weight_files import SHARD_BYTES, weights, write_weights
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
-from weft.data.images import FILTERS, ImageTransform
+from weft.data.images import FILTERS, EvenCentreTransform, ImageTransform
 from weft.data.media_transform import MediaTransform
 from weft.data.processor import Processor
 from weft.data.templates import template
@@ -261,6 +261,11 @@ def _write_images(folder: Path, transform: MediaTransform, family: str, processo
     shortest = transform.resize == "shortest"
     if family == "Idefics":
         more = {"image_size": transform.size, "image_num_channels": 3}
+    if isinstance(transform, EvenCentreTransform) or (transform.shorter_side and not shortest):
+        raise CheckpointError(
+            f"this layout cuts the centre out of a picture that kept its aspect, from the lower pixel on, not as {transform}; "
+            "give the processor an ImageTransform with resize='shortest' or without shorter_side"
+        )
     if family in ("Blip", "Idefics") and (shortest or transform.pad_to_square):
         raise CheckpointError(f"this layout holds pictures that are resized to a square, not {transform}; set resize='direct'")
     settings = {
