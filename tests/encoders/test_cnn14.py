@@ -132,6 +132,32 @@ def test_statistics_follow_in_training_unless_they_are_frozen(frozen):
     assert same == frozen
 
 
+def test_in_training_it_loses_what_the_published_rates_say_and_in_use_nothing():
+    """0.2 behind every block, 0.5 before and behind the linear layer and in the head, counted where values were not zero."""
+    published = Cnn14.Config.sizes()["clap-microsoft"]
+    assert (published.dropout, published.pooled_dropout, published.head_dropout) == (0.2, 0.5, 0.5)
+    rates = {"dropout": published.dropout, "pooled_dropout": 0.5, "head_dropout": 0.5}
+    encoder = random_encoder(dataclasses.replace(TINY, **rates))
+    torch.manual_seed(0)
+    lost: list[tuple[str, float]] = []
+    for name, layer in encoder.named_modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.register_forward_hook(
+                lambda _, given, out, name=name: lost.append((name, (out[given[0] != 0] == 0).float().mean().item()))
+            )
+    units = UNITS.repeat(40, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(encoder.pool(UNITS), random_encoder().pool(UNITS))
+        assert {share for _, share in lost} == {0.0}
+        lost.clear()
+        encoder.train().pool(units)
+    assert [name for name, _ in lost] == ["dropout"] * 3 + ["pooled_dropout"] * 2 + ["head.dropout"]
+    for name, share in lost:
+        assert share == pytest.approx(0.2 if name == "dropout" else 0.5, abs=0.05), (
+            name
+        )  # of 1,700 draws at least: 4 deviations
+
+
 def test_wrong_units_and_sizes_are_refused_with_the_way_out():
     encoder = TINY.build()
     with pytest.raises(DataError, match=r"\(N, 8, 22\); set the processor's ClapAudioTransform to num_mels=8 and a clip of 22"):
@@ -140,3 +166,7 @@ def test_wrong_units_and_sizes_are_refused_with_the_way_out():
         dataclasses.replace(TINY, num_frames=3)
     with pytest.raises(ConfigError, match="at least one block"):
         dataclasses.replace(TINY, widths=())
+    with pytest.raises(ConfigError, match=r"pooled_dropout is a probability from 0 to below 1, got 1\.5"):
+        dataclasses.replace(TINY, pooled_dropout=1.5)
+    with pytest.raises(ConfigError, match=r"a two_layer head has no dropout, got head_dropout=0\.5"):
+        dataclasses.replace(TINY, head="two_layer", head_dropout=0.5).build()

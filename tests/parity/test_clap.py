@@ -337,6 +337,27 @@ def test_microsofts_file_fills_both_towers_and_the_text_tower_equals_bert():
     assert set(file) - set(written) == set(dropped)
 
 
+def test_in_training_berts_tower_drops_out_at_the_published_rates():
+    """0.1 of the embeddings, of attention's probabilities and of what either half of a block adds; the head's 0.5."""
+    published = BertText.Config.sizes()
+    assert {name: (each.dropout, each.head_dropout) for name, each in published.items()} == {
+        "bert-base-uncased": (0.1, 0.0), "clap-microsoft": (0.1, 0.5), "clap-laion": (0.1, 0.0),
+    }  # fmt: skip
+    assert transformers.ClapTextConfig().hidden_dropout_prob == transformers.BertConfig().attention_probs_dropout_prob == 0.1
+    small = dataclasses.replace(published["clap-microsoft"], vocabulary=50, width=32, num_layers=2, num_heads=2)
+    tower = small.build()
+    called: list[float] = []
+    for layer in tower.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.register_forward_hook(lambda layer, given, out: called.append(layer.p))
+    _, text = texts()
+    assert not torch.equal(tower(text), tower(text))
+    assert called[:6] == [0.1] * 5 + [0.5]
+    assert [block.attention.dropout for block in tower.blocks] == [0.1, 0.1]
+    tower.eval()
+    assert torch.equal(tower(text), tower(text))
+
+
 def test_bert_with_its_pooler_equals_the_reference():
     bert = randomise(transformers.BertModel(transformers.BertConfig(**BERT)))
     from weft.checkpoints.bert_text import bert_map, read_sizes

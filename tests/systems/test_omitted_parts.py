@@ -27,6 +27,9 @@ PUBLISHED = {
     "ResNet-50 with its classifier": (Resnet.Config.sizes()["50"], 25_557_032),
     "ResNet-152 with its classifier": (Resnet.Config.sizes()["152"], 60_192_808),
     "CNN14 with its classifier": (Cnn14.Config.sizes()["panns"], 80_753_615),
+    "CNN14 and the head of Microsoft's CLAP with the classifier": (
+        Cnn14.Config.sizes()["clap-microsoft"], 80_753_615 + 1024 * (2048 + 1024 + 2),  # the head: two matrices and a norm
+    ),
     "Whisper tiny with its decoder": (Whisper.Config.sizes()["tiny"], 37_760_640),
     "Whisper medium with its decoder": (Whisper.Config.sizes()["medium"], 763_857_920),
     "Whisper large-v3 with its decoder": (Whisper.Config.sizes()["large-v3"], 1_543_490_560),

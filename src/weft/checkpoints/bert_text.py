@@ -39,6 +39,7 @@ def read_sizes(saved: Mapping[str, Any], default: BertText.Config | Bert.Config,
     """The fields that the tower takes from a `bert` or `roberta` kind of config; what it leaves out has `default`'s value."""
     activation = saved.get("hidden_act")
     positions = saved.get("max_position_embeddings", first_position + default.context)
+    dropout = {"dropout": saved.get("hidden_dropout_prob", default.dropout)} if isinstance(default, BertText.Config) else {}
     return {
         "vocabulary": saved.get("vocab_size", default.vocabulary),
         "context": positions - first_position,
@@ -50,12 +51,16 @@ def read_sizes(saved: Mapping[str, Any], default: BertText.Config | Bert.Config,
         "feed_forward_width": saved.get("intermediate_size", default.feed_forward_width),
         "activation": default.activation if activation is None else from_transformers(activation),
         "norm_eps": saved.get("layer_norm_eps", default.norm_eps),
+        **dropout,
     }
 
 
 def write_sizes(config: BertText.Config | Bert.Config) -> dict[str, Any]:
     """The fields that `read_sizes` reads."""
-    first_position = config.first_position if isinstance(config, BertText.Config) else 0
+    first_position, dropout = 0, {}
+    if isinstance(config, BertText.Config):
+        first_position = config.first_position
+        dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), config.dropout)
     return {
         "vocab_size": config.vocabulary,
         "max_position_embeddings": first_position + config.context,
@@ -66,4 +71,5 @@ def write_sizes(config: BertText.Config | Bert.Config) -> dict[str, Any]:
         "intermediate_size": config.feed_forward_width,
         "hidden_act": to_transformers(config.activation),
         "layer_norm_eps": config.norm_eps,
+        **dropout,
     }

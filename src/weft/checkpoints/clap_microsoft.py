@@ -1,7 +1,8 @@
 """Microsoft's CLAP of 2022 in the layout of its own code: CNN14, BERT and their heads in one torch file, under the key `model`.
 
 LAION's system of the same name is in `clap`. A config is what that code keeps in a YAML file, as JSON, with a `model_type`
-besides, which it does not have; `widths`, `num_frames` and `text_config` stand for what it leaves to the names of the towers.
+besides, which it does not have; `widths`, `num_frames`, `text_config` and the rates of dropout stand for what it leaves to the
+names of the towers.
 """
 
 from __future__ import annotations
@@ -66,8 +67,13 @@ def read_model(saved: Mapping[str, Any]) -> DualEncoder.Config:
             num_frames=saved.get("num_frames", audio.num_frames),
             widths=tuple(saved.get("widths", audio.widths)),
             embedding_width=width,
+            dropout=saved.get("dropout", audio.dropout),
+            pooled_dropout=saved.get("pooled_dropout", audio.pooled_dropout),
+            head_dropout=saved.get("head_dropout", audio.head_dropout),
         ),
-        text=dataclasses.replace(text, **sizes, embedding_width=width),
+        text=dataclasses.replace(
+            text, **sizes, embedding_width=width, head_dropout=saved.get("head_dropout", text.head_dropout)
+        ),
         stream="audio",
     )
 
@@ -91,12 +97,15 @@ def write_model(config: DualEncoder.Config) -> dict[str, Any]:
         "out_emb": media.output_width,
         "transformer_embed_dim": text.width,
         "d_proj": media.embedding_width,
+        "dropout": media.dropout,
+        "pooled_dropout": media.pooled_dropout,
+        "head_dropout": media.head_dropout,
         "text_config": write_sizes(text),
     }
     if media.embedding_width is None or read_model(written) != config:
         raise CheckpointError(
-            "the clap_microsoft layout holds towers with residual heads, a text tower without a pooler and one scale that "
-            "begins at 1 / 0.07; build the dual encoder from the sizes 'clap-microsoft'"
+            "the clap_microsoft layout holds towers with residual heads of one dropout, a text tower without a pooler and one "
+            "scale that begins at 1 / 0.07; build the dual encoder from the sizes 'clap-microsoft'"
         )
     return written
 

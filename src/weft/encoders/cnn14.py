@@ -15,6 +15,7 @@ from weft.core.interfaces import ModalityEncoder
 from weft.core.layout import MediaLayout
 from weft.core.media import MediaFeatures
 from weft.layers.batch_norm import BatchNorm
+from weft.layers.branch_dropping import checked_rate
 from weft.layers.projection_heads import HeadKind, projection_head
 
 
@@ -40,9 +41,7 @@ class Cnn14(ModalityEncoder):
     """A batch norm for every mel band, then blocks of two convolutions; all but the last halve time and frequency.
 
     A feature is the mean over frequency of one step of the last map: one for every 32 frames. `pool` adds the largest and the
-    mean of each channel over time and goes through a linear layer and, with `embedding_width`, the head of CLAP. Dropout, 0.2
-    behind every block and 0.5 around the linear layer in the published training, is left out: what it does in evaluation mode
-    is nothing.
+    mean of each channel over time and goes through a linear layer and, with `embedding_width`, the head of CLAP.
 
     Shapes: units [N, num_mels, T] -> values [N, T // 32, C]; `pool` gives [N, C], or [N, E] with the head.
     Source: PANNs, arXiv:1912.10211; the head CLAP, arXiv:2206.04769.
@@ -51,7 +50,9 @@ class Cnn14(ModalityEncoder):
     @dataclass(frozen=True, kw_only=True)
     class Config(ModalityEncoder.Config):
         """`num_frames` is the length that `layout` speaks of, 690 for 5 s of hops of 320 samples at 44.1 kHz.
-        `frozen_statistics` keeps the norms' running statistics in training too; published training lets them follow."""
+        `frozen_statistics` keeps the norms' running statistics in training too; published training lets them follow. In
+        training `dropout` is that of what leaves each block, `pooled_dropout` that before and behind the linear layer of
+        `pool`, `head_dropout` that of a residual head."""
 
         modality: ClassVar[str] = "audio"
 
@@ -62,8 +63,13 @@ class Cnn14(ModalityEncoder):
         head: HeadKind = "residual"
         frozen_statistics: bool = False
         norm_eps: float = 1e-5
+        dropout: float = 0.2
+        pooled_dropout: float = 0.5
+        head_dropout: float = 0.5
 
         def __post_init__(self) -> None:
+            for what in ("dropout", "pooled_dropout", "head_dropout"):
+                checked_rate(getattr(self, what), what)
             if not self.widths:
                 raise ConfigError("a CNN14 has at least one block; give widths")
             if min(self.num_mels, self.num_frames) < self.stride:
@@ -98,11 +104,15 @@ class Cnn14(ModalityEncoder):
 
         @property
         def omitted(self) -> Mapping[str, int]:
-            return {} if self.embedding_width else {"classifier": (self.widths[-1] + 1) * CLASSES}
+            """The classifier of sounds, which the files of PANNs and of CLAP hold."""
+            return {"classifier": (self.widths[-1] + 1) * CLASSES}
 
         @classmethod
         def tiny(cls) -> Self:
-            return cls(num_mels=8, num_frames=22, widths=(8, 16, 32), embedding_width=24)
+            return cls(
+                num_mels=8, num_frames=22, widths=(8, 16, 32), embedding_width=24,
+                dropout=0.0, pooled_dropout=0.0, head_dropout=0.0,
+            )  # fmt: skip
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:
@@ -114,10 +124,12 @@ class Cnn14(ModalityEncoder):
         c = config
         self.input_norm = BatchNorm(c.num_mels, c.norm_eps, c.frozen_statistics)
         self.blocks = nn.ModuleList(ConvolutionBlock(inputs, outputs, c) for inputs, outputs in pairwise((1, *c.widths)))
+        self.dropout = nn.Dropout(c.dropout)
         self.pooled_linear = nn.Linear(c.output_width, c.output_width)
+        self.pooled_dropout = nn.Dropout(c.pooled_dropout)
         self.initialise()
         # the published code starts the head as PyTorch does
-        self.head = projection_head(c.head, c.output_width, c.embedding_width)
+        self.head = projection_head(c.head, c.output_width, c.embedding_width, c.head_dropout)
 
     def initialise(self) -> None:
         """The published start; norms begin at one and zero."""
@@ -140,6 +152,7 @@ class Cnn14(ModalityEncoder):
             hidden = block(hidden)
             if number < len(self.blocks):
                 hidden = F.avg_pool2d(hidden, 2)
+            hidden = self.dropout(hidden)
         return hidden.mean(3)
 
     def forward(self, units: Tensor, unit_item: Tensor, layout: tuple[MediaLayout, ...]) -> MediaFeatures:
@@ -147,4 +160,5 @@ class Cnn14(ModalityEncoder):
 
     def pool(self, units: Tensor) -> Tensor:
         steps = self.steps(units)
-        return self.head(F.relu(self.pooled_linear(steps.amax(2) + steps.mean(2))))
+        pooled = self.pooled_dropout(steps.amax(2) + steps.mean(2))
+        return self.head(self.pooled_dropout(F.relu(self.pooled_linear(pooled))))

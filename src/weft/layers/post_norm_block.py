@@ -66,19 +66,31 @@ class PostNormBlock(nn.Module):
 
 
 def post_norm_blocks(
-    width: int, num_layers: int, num_heads: int, feed_forward_width: int, activation_name: str, norm_eps: float
+    width: int,
+    num_layers: int,
+    num_heads: int,
+    feed_forward_width: int,
+    activation_name: str,
+    norm_eps: float,
+    dropout: float = 0.0,
 ) -> nn.ModuleList:
     """`num_layers` blocks of multi-head attention and a plain feed-forward, biases everywhere: the trunk of BERT.
+
+    `dropout` is that of attention's probabilities and of what both halves add.
 
     Raises: ConfigError where the width does not split into the heads.
     """
     if width % num_heads:
         raise ConfigError(f"width {width} does not split into {num_heads} heads; choose a number of heads that divides it")
-    return nn.ModuleList(
+    blocks = [
         PostNormBlock(
-            Attention(width, num_heads, layer=layer),
+            Attention(width, num_heads, layer=layer, dropout=dropout),
             nn.LayerNorm(width, eps=norm_eps),
-            PostNormFeedForward(width, feed_forward_width, activation_name, norm_eps),
+            PostNormFeedForward(width, feed_forward_width, activation_name, norm_eps, dropout),
         )
         for layer in range(num_layers)
-    )
+    ]
+    if dropout:
+        for block in blocks:
+            block.dropping = nn.Dropout(dropout)
+    return nn.ModuleList(blocks)
