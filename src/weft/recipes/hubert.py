@@ -1,9 +1,9 @@
 """HuBERT: an encoder of speech learns to say of hidden frames to which cluster they belong, in rounds of better clusters.
 
 Source: arXiv:2106.07447 and its released configs. The first round's clusters are of MFCC, the second's of a middle layer of the
-first round's model, and the second model starts afresh; the larger models learn the clusters of the second base model. Dropout
-and left-out layers, 0.1 and 0.05 in the published base model, are left out as in Weft's encoder. A published batch holds as
-much sound as fits; here it is a number of recordings, as many as that is of the longest.
+first round's model, and the second model starts afresh; the larger models learn the clusters of the second base model. The base
+model trains with dropout of 0.1 and leaves a layer out at 0.05, the larger ones do neither. A published batch holds as much
+sound as fits; here it is a number of recordings, as many as that is of the longest.
 """
 
 from __future__ import annotations
