@@ -3,8 +3,8 @@
 Source: arXiv:2204.14198. Neither weights nor data were published, nor Chinchilla itself: a decoder of its layers, width and
 heads stands in its place, with a gated feed-forward of the same arithmetic, 8 D^2 a layer (Chinchilla's is four widths wide,
 without a gate). Shapes and placement are followed; the counts of the paper's table do not come out of them. In percent of the
-table's: the gated blocks 96 (3B), 113 (9B; its prose says 1.8 billion, 100) and 84 (80B), the resampler 90, the whole 98, 116 and
-93. The 9B's language model of 40 layers has more than the 7.1 billion that stand beside it.
+table's: the gated blocks 96 (3B), 113 (9B; of the prose's 1.8 billion 100) and 84 (80B), the resampler 90, the whole 98, 116
+and 93. The 9B's language model of 40 layers has more than the 7.1 billion that stand beside it.
 
 Training adds the gradients of interleaved web pages (M3W), pairs (ALIGN, LTIP) and videos (VTP), weighted; here a step has
 equal parts of the four on average, as the batches by set were not found, and the weights stand at their tokens. Pages are read
