@@ -16,6 +16,7 @@ from weft.training.cluster_targets import Labelled, find_clusters, frame_feature
 from weft.training.data_stream import StepData
 from weft.training.freezing import freeze
 from weft.training.optimizers import build_optimizer
+from weft.training.sample_reader import SampleReader
 from weft.training.stage import Schedule
 from weft.training.stage_loop import StageLoop
 
@@ -60,7 +61,7 @@ def labelled(name, stage):
         return dataset
     source = None if stage.targets.stage is None else recipe(name).stage(stage.targets.stage)
     features = frame_features(stage, source, lambda system: None, tokenizer(name))
-    clusters = find_clusters(stage, dataset, features)
+    clusters = find_clusters(stage, SampleReader(dataset, features))
     return Labelled(dataset, stage.system.stream, lambda _, conversation: clusters.labels(features(conversation)))
 
 

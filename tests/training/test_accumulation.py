@@ -10,6 +10,7 @@ from weft.data.collate import collate
 from weft.training.data_stream import DataStream, SampleOrder
 from weft.training.freezing import freeze
 from weft.training.optimizers import build_optimizer
+from weft.training.sample_reader import SampleReader
 from weft.training.stage import Optimizer, Schedule
 from weft.training.stage_loop import StageLoop
 
@@ -30,7 +31,8 @@ def one_step(micro_batch_size, precision="fp32"):
     processor = stage.processor.build(tiny_training.tokenizer(), stage.system)
     dataset = stage.data.build()
     order = SampleOrder(len(dataset), BATCH, 0, stage.name)
-    stream = DataStream(dataset, order, processor.encode, collate, micro_batch_size=micro_batch_size, start=0, stop=1)
+    samples = SampleReader(dataset, processor.encode)
+    stream = DataStream(samples, order, collate, micro_batch_size=micro_batch_size, start=0, stop=1)
     data = stream.step_data(0)
     optimizer = build_optimizer(stage.optimizer, system, freeze(system, ("*",)))
     objective = stage.objective.build()

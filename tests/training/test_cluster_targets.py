@@ -15,6 +15,7 @@ from weft.recipes import hubert
 from weft.recipes.catalogue import recipe
 from weft.training.cluster_targets import Labelled, find_clusters, frame_features, read_clusters
 from weft.training.interrupts import TrainingInterrupted
+from weft.training.sample_reader import SampleReader
 from weft.training.trainer import Trainer, check_recipe
 
 
@@ -90,7 +91,7 @@ def test_a_share_of_the_recordings_is_clustered(small):
         heard.append(conversation.id)
         return torch.randn(9, 2)
 
-    find_clusters(stage, stage.data.build(), features)
+    find_clusters(stage, SampleReader(stage.data.build(), features))
     assert len(heard) == len(set(heard)) == 4
 
 

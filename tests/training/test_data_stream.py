@@ -8,6 +8,7 @@ import torch
 from weft.core.errors import DataError
 from weft.data.collate import collate
 from weft.training.data_stream import DataStream, SampleOrder
+from weft.training.sample_reader import SampleReader
 
 
 def test_an_epoch_shows_every_sample_once_and_the_next_in_another_order():
@@ -55,9 +56,8 @@ def stream(encode=None, start=0, stop=6, ahead=2):
     dataset = tiny_training.Squares.Config().build()
     processor = tiny_training.processor().build(tiny_training.tokenizer(), tiny_training.system())
     order = SampleOrder(len(dataset), 4, 0, "align")
-    return DataStream(
-        dataset, order, encode or processor.encode, collate, micro_batch_size=2, start=start, stop=stop, ahead=ahead
-    )
+    samples = SampleReader(dataset, encode or processor.encode)
+    return DataStream(samples, order, collate, micro_batch_size=2, start=start, stop=stop, ahead=ahead)
 
 
 def test_the_thread_gives_the_steps_in_order_and_from_any_start():
@@ -76,7 +76,8 @@ def test_the_thread_gives_the_steps_in_order_and_from_any_start():
 def test_the_thread_runs_ahead_only_as_far_as_the_queue():
     encoded = []
     make = stream()
-    encode, make.encode = make.encode, lambda conversation: encoded.append(1) or encode(conversation)
+    encode = make.samples.encode
+    make.samples.encode = lambda conversation: encoded.append(1) or encode(conversation)
     with make:
         make.next()
         deadline = time.monotonic() + 10

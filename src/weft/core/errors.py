@@ -26,6 +26,10 @@ class DataError(WeftError):
     """A sample, medium or file of data that cannot be used."""
 
 
+class UnreadableMedium(DataError):
+    """A medium of a sample that cannot be read; the other samples may be sound."""
+
+
 class MediaTokenMismatch(DataError):
     """The prompt reserves another number of positions than the projector emits."""
 

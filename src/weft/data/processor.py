@@ -12,7 +12,7 @@ import numpy as np
 from weft.core import config
 from weft.core.batch import IGNORE
 from weft.core.conversation import Conversation, Media, Message, Region
-from weft.core.errors import ConfigError, ContextTooShort, DataError
+from weft.core.errors import ConfigError, ContextTooShort, DataError, UnreadableMedium
 from weft.core.interfaces import System
 from weft.core.layout import MediaLayout
 from weft.data.boxes import Boxes, FractionBoxes
@@ -91,8 +91,8 @@ class Processor:
         is to speak, nothing is a target, and nothing is cut. For a system with a decoder the last answer is what the decoder
         writes and everything before it is what the encoder reads; each of the two has at most `max_tokens`.
 
-        Raises: DataError where text, markers and media disagree or a medium cannot be read; ContextTooShort where a medium or a
-        prompt does not fit into `max_tokens`.
+        Raises: DataError where text, markers and media disagree; UnreadableMedium where a medium cannot be read;
+        ContextTooShort where a medium or a prompt does not fit into `max_tokens`.
         """
         named = conversation.meta.get("template", self.config.template)
         if named != self.config.template:
@@ -388,7 +388,7 @@ class Processor:
         try:
             opened = stream.transform.open(medium.source, stream.layout)
         except DataError as error:
-            raise DataError(f"sample {conversation.name}, {medium.stream} {index + 1}: {error}") from None
+            raise UnreadableMedium(f"sample {conversation.name}, {medium.stream} {index + 1}: {error}") from None
         targets = None if medium.targets is None else np.asarray(medium.targets, np.int64).reshape(len(opened.units), -1)
         if targets is not None and targets.shape[1] > opened.layout.height * opened.layout.width:
             raise DataError(

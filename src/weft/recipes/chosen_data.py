@@ -9,6 +9,7 @@ from pathlib import Path
 
 from weft.core.errors import ConfigError, RunError, unknown_name
 from weft.data.dataset import Dataset
+from weft.data.datasets.captioned_recordings import CaptionedRecordings
 from weft.data.datasets.joined import Joined
 from weft.data.datasets.llava_json import LlavaJson
 from weft.data.datasets.mixture import Mixture
@@ -125,7 +126,7 @@ def single(data: Dataset.Config) -> Iterator[Dataset.Config]:
 
 
 def skipping_broken(recipe: Recipe) -> Recipe:
-    """The recipe with its files read in the lenient mode."""
+    """The recipe with its files read in the lenient mode; what media are in them the trainer leaves out (`skip_broken`)."""
 
     def lenient(data: Dataset.Config) -> Dataset.Config:
         if isinstance(data, Mixture.Config):
@@ -133,9 +134,13 @@ def skipping_broken(recipe: Recipe) -> Recipe:
             return replace(data, parts=parts)
         if isinstance(data, Joined.Config | Subset.Config):
             return replace(data, of=lenient(data.of))
-        return replace(data, strict=False) if isinstance(data, FromFiles) else data
+        return replace(data, strict=False) if isinstance(data, FromFiles | CaptionedRecordings.Config) else data
 
-    return replace(recipe, stages=tuple(replace(stage, data=lenient(stage.data)) for stage in recipe.stages))
+    def fed(stage: Stage) -> Stage:
+        held_out = None if stage.validation is None else lenient(stage.validation)
+        return replace(stage, data=lenient(stage.data), validation=held_out)
+
+    return replace(recipe, stages=tuple(map(fed, recipe.stages)))
 
 
 def files_of(data: FromFiles) -> list[Path]:

@@ -24,7 +24,7 @@ class TrainingRun:
     """What `weft train` is told.
 
     `data` holds files as `with_data` takes them; `images` is the folder that their pictures are named from. With `skip_broken`
-    records that cannot be read are skipped and counted in the log.
+    records and media that cannot be read are left out, and the log names and counts them.
     `start` holds `part=path` for published weights. The tokenizer comes from `tokenizer`, or from the language model or text
     tower that `start` names; a tiny recipe trains its own.
     """
@@ -46,7 +46,8 @@ class TrainingRun:
         recipe = skipping_broken(recipe) if self.skip_broken else recipe
         check_files(recipe)
         initialise = starting_stages(self.start, recipe)
-        return Trainer(recipe, folder, tokenizer=self.find_tokenizer(), initialise=initialise, **options)
+        tokenizer = self.find_tokenizer()
+        return Trainer(recipe, folder, tokenizer=tokenizer, initialise=initialise, skip_broken=self.skip_broken, **options)
 
     def find_tokenizer(self) -> Tokenizer:
         """The tokenizer of this run. Raises: ConfigError where none is given."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weft.core.conversation import Conversation, Media
-from weft.core.errors import ConfigError, DataError
+from weft.core.errors import ConfigError, DataError, UnreadableMedium
 from weft.core.interfaces import System
 from weft.data.acoustic_targets import Clusters, read_targets, write_targets
 from weft.data.collate import collate
@@ -21,6 +21,7 @@ from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
 from weft.systems.media_encoder import MediaEncoder
 from weft.training.atomic import atomic_folder
+from weft.training.sample_reader import SampleReader
 from weft.training.stage import Stage
 
 FrameFeatures = Callable[[Conversation], Tensor]
@@ -81,22 +82,24 @@ def _up_to(system: MediaEncoder.Config, layer: int) -> MediaEncoder.Config:
     return replace(system, encoder=replace(system.encoder, feature_layer=layer))  # type: ignore[call-arg]
 
 
-def find_clusters(stage: Stage, dataset: Dataset, features: FrameFeatures) -> Clusters:
-    """The clusters of a stage's data. Raises: DataError where it has fewer frames than clusters."""
+def find_clusters(stage: Stage, recordings: SampleReader) -> Clusters:
+    """The clusters of a stage's data, read as frame features. Raises: DataError where it has fewer frames than clusters."""
     assert stage.targets is not None
-    targets, total = stage.targets, len(dataset)
+    targets, total = stage.targets, len(recordings.dataset)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(targets.seed)).tolist()
     chosen = sorted(order[: max(1, round(targets.share * total))])
-    frames = (features(dataset[i]) for i in chosen)
+    frames = (found for i in chosen if (found := recordings.find(i)) is not None)
     return Clusters.fit(frames, system_of(stage).num_clusters, targets.seed, targets.num_starts)
 
 
-def write_cluster_targets(folder: Path, stage: Stage, dataset: Dataset, features: FrameFeatures) -> None:
-    """Find the clusters of a stage's data and label all of it; the folder appears whole or not at all."""
-    clusters = find_clusters(stage, dataset, features)
+def write_cluster_targets(folder: Path, stage: Stage, recordings: SampleReader) -> None:
+    """Find the clusters of a stage's data and label all of it that is read; the folder appears whole or not at all."""
+    clusters = find_clusters(stage, recordings)
+    found = ((i, recordings.find(i)) for i in range(len(recordings.dataset)))
+    labels = {str(i): clusters.labels(frames) for i, frames in found if frames is not None}
     with atomic_folder(folder) as partial:
         clusters.save(partial / _CLUSTERS)
-        write_targets(partial / _LABELS, {str(i): clusters.labels(features(dataset[i])) for i in range(len(dataset))})
+        write_targets(partial / _LABELS, labels)
 
 
 def read_clusters(folder: Path) -> Clusters:
@@ -107,7 +110,8 @@ def read_clusters(folder: Path) -> Clusters:
 class Labelled(Dataset):
     """A data set whose recordings know their targets; of one without end, the first epoch.
 
-    Raises: DataError for a conversation that has not one recording.
+    Raises: DataError for a conversation that has not one recording, UnreadableMedium for a recording that was left out when
+    targets were found.
     """
 
     def __init__(self, dataset: Dataset, stream: str, label: Callable[[int, Conversation], Tensor]) -> None:
@@ -117,10 +121,19 @@ class Labelled(Dataset):
     def from_folder(dataset: Dataset, stage: Stage, folder: Path) -> Labelled:
         """With the labels that `write_cluster_targets` wrote."""
         labels = read_targets(folder / _LABELS)
-        return Labelled(dataset, system_of(stage).stream, lambda index, _: torch.from_numpy(labels[str(index)]))
+
+        def label(index: int, conversation: Conversation) -> Tensor:
+            if str(index) not in labels:
+                raise UnreadableMedium(f"sample {conversation.name}: it could not be read when {folder} was written")
+            return torch.from_numpy(labels[str(index)])
+
+        return Labelled(dataset, system_of(stage).stream, label)
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def remarks(self) -> Sequence[str]:
+        return self.dataset.remarks()
 
     def __getitem__(self, index: int) -> Conversation:
         conversation = self.dataset[index]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from weft.core.errors import RunError
@@ -24,9 +25,15 @@ class Log(Protocol):
 
     def text(self, line: str) -> None: ...
 
+    def own(self, line: str) -> None:
+        """A line of text about what only this process has met."""
+
 
 class SilentLog:
-    """For the processes that train along: the first one writes for all."""
+    """For the processes that train along: the first one writes for all, but what only this one has met."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / TEXT
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Nothing."""
@@ -34,12 +41,21 @@ class SilentLog:
     def text(self, line: str) -> None:
         """Nothing."""
 
+    def own(self, line: str) -> None:
+        """One line of the first one's log.txt."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_dated(line))  # one write: lines of several processes stay whole
+        except OSError as error:
+            raise RunError(refusal(self.path, error)) from error
+
 
 class RunLog:
     """Appends to a run folder's logs; TensorBoard joins where it is asked for and installed; log.txt says if it is not."""
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.folder = folder
+        self._lock = Lock()
         try:
             self._metrics = (folder / METRICS).open("a", encoding="utf-8")
             self._text = (folder / TEXT).open("a", encoding="utf-8")
@@ -51,7 +67,7 @@ class RunLog:
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and the figures in it to TensorBoard."""
-        self._write(self._metrics, json.dumps(record))
+        self._write(self._metrics, json.dumps(record) + "\n")
         if self._board is not None:
             for name in ("loss", "rate", "tokens_per_second", "samples_per_second", "gradient_norm"):
                 if record.get(name) is not None:
@@ -59,7 +75,11 @@ class RunLog:
 
     def text(self, line: str) -> None:
         """One line of log.txt with the time."""
-        self._write(self._text, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+        self._write(self._text, _dated(line))
+
+    def own(self, line: str) -> None:
+        """The same: this is the process that writes."""
+        self.text(line)
 
     def close(self) -> None:
         for file in (self._metrics, self._text, self._board):
@@ -69,10 +89,15 @@ class RunLog:
 
     def _write(self, file: Any, line: str) -> None:
         try:
-            file.write(line + "\n")
-            file.flush()
+            with self._lock:  # the thread that prepares data writes as well
+                file.write(line)
+                file.flush()
         except OSError as error:
             raise RunError(refusal(Path(file.name), error)) from error
+
+
+def _dated(line: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
 
 
 def _open_tensorboard(folder: Path) -> Any:

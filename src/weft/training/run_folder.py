@@ -162,10 +162,13 @@ class RunFolder:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, as `path: old -> new`; list members that have a name are named by it."""
+    """Where two JSON values differ, as `path: old -> new`; list members that have a name are named by it.
+
+    How strictly a file is read is no difference: what a strict reader has read, a lenient one reads alike.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
-        for key in [*old, *(k for k in new if k not in old)]:
+        for key in (k for k in {**old, **new} if k != "strict"):
             found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         return found
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

@@ -18,7 +18,6 @@ from weft.data.collate import collate
 from weft.data.dataset import Dataset
 from weft.data.encoded_sample import EncodedSample
 from weft.data.packing import pack
-from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
 from weft.training.allocator import keep_freed_memory
 from weft.training.checkpointing import CheckpointPlace, Checkpoints
@@ -41,12 +40,14 @@ from weft.training.progress import StageEnd, StageStart, StepReport, TrainingCal
 from weft.training.randomness import seed_everything
 from weft.training.ranks import LocalRanks, Ranks
 from weft.training.run_folder import RunFolder
+from weft.training.sample_reader import Encode, SampleReader
 from weft.training.schedules import num_steps
 from weft.training.stage import Recipe, Stage
 from weft.training.stage_loop import StageLoop, record
 from weft.training.taking import take
 
 Encoded = Sequence[EncodedSample]  # of one conversation
+Reader = Callable[..., SampleReader]  # of a data set, and of what is made of its samples if not what a step learns from
 
 _LOG_LINE_SECONDS = 10.0
 _STEPS_AHEAD = 4
@@ -59,6 +60,8 @@ class Trainer:
     Checkpoints are written every `checkpoint_every` steps, or every `checkpoint_seconds`, and on Ctrl-C; the last
     `keep_checkpoints` stay until their stage is finished.
     On a CPU, `processes` of one thread each share every step's samples; a run goes on with as many as it was started with.
+    A medium that cannot be read stops a run; with `skip_broken`, which a resumed run may be the first to ask for, its sample
+    is left out.
 
     Raises: ConfigError, before anything is written, for a recipe that cannot be trained as it stands.
     """
@@ -80,6 +83,7 @@ class Trainer:
         validation_samples: int = 128,
         tensorboard: bool = False,
         processes: int = 1,
+        skip_broken: bool = False,
     ) -> None:
         self.recipe = recipe
         self.folder = RunFolder(folder)
@@ -95,6 +99,7 @@ class Trainer:
         self.validation_samples = validation_samples
         self.tensorboard = tensorboard
         self.processes = processes
+        self.skip_broken = skip_broken
         self.ranks = Ranks()
         if processes < 1:
             raise ConfigError(f"training takes 1 process or more, got {processes}")
@@ -134,7 +139,7 @@ class Trainer:
         self.ranks, self.callbacks = ranks, ()
         self.folder.release()  # the first rank's hold on the folder ends with the first rank
         with Interrupts() as interrupts:
-            self._fit(SilentLog(), interrupts)
+            self._fit(SilentLog(self.folder.path), interrupts)
 
     def _fit_logged(self) -> None:
         log = RunLog(self.folder.path, self.tensorboard)
@@ -186,7 +191,12 @@ class Trainer:
     def _train_stage(self, index: int, stage: Stage, system: System, log: Log, interrupts: Interrupts) -> None:
         began = time.perf_counter()
         processor = stage.processor.build(self.tokenizer, stage.system)
-        dataset = self._dataset(stage)
+        encode = partial(processor.encode_all, max_tokens=stage.max_tokens)
+
+        def reader(data: Dataset, made: Encode = encode) -> SampleReader:
+            return SampleReader(data, made, self.skip_broken, lambda line: log.own(f"stage {stage.name} data: {line}"))
+
+        dataset = self._dataset(stage, reader)
         steps = num_steps(stage, len(dataset))
         trained = freeze(system, stage.train, f"stage {stage.name!r}")
         reduced = torch.bfloat16 if stage.precision == "bf16" else torch.float32
@@ -255,10 +265,10 @@ class Trainer:
             self._seed_step(stage, step)
 
         assemble = partial(_assemble, packing=stage.packing, max_tokens=stage.max_tokens)
+        samples = reader(dataset)
         stream = DataStream(
-            dataset,
+            samples,
             SampleOrder(len(dataset), stage.batch_size, self.seed, stage.name, dataset.endless, dataset.shuffled),
-            partial(processor.encode_all, max_tokens=stage.max_tokens),
             assemble,
             micro_batch_size=stage.micro_batch_size or stage.batch_size,
             start=first,
@@ -266,10 +276,13 @@ class Trainer:
             ahead=0 if self.device.type == "cpu" else _STEPS_AHEAD,
             ranks=self.ranks,
         )
-        validation = self._validation(stage, processor, assemble, whole=not objective.additive)
+        validation = self._validation(stage, reader, assemble, whole=not objective.additive)
         self._seed_step(stage, first)
         with stream:
             loop.run(stream, tell, keep, validation, self.validate_every)
+        left_out, read = self.ranks.total(samples.num_left_out, samples.num_read)
+        if left_out:
+            log.text(f"stage {stage.name} data: {left_out:,} of {left_out + read:,} samples were left out, others stood in")
 
         system.eval()
         if self.ranks.first:
@@ -287,13 +300,13 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_stage_end(end)
 
-    def _dataset(self, stage: Stage) -> Dataset:
+    def _dataset(self, stage: Stage, reader: Reader) -> Dataset:
         """The stage's data; its targets are found now where it has some, unless an interrupted run found them already."""
         dataset, place = stage.data.build(), self.folder.targets(stage.name)
         if stage.targets is None:
             return dataset
         if self.ranks.first and not place.exists():
-            write_cluster_targets(place, stage, dataset, self._frame_features(stage))
+            write_cluster_targets(place, stage, reader(dataset, self._frame_features(stage)))
         self.ranks.wait()
         return Labelled.from_folder(dataset, stage, place)
 
@@ -319,7 +332,7 @@ class Trainer:
             seed_everything(self.seed, stage.name, "step", step, self.ranks.rank)
 
     def _validation(
-        self, stage: Stage, processor: Processor, assemble: Callable[[Sequence[Encoded]], MultimodalBatch], whole: bool
+        self, stage: Stage, reader: Reader, assemble: Callable[[Sequence[Encoded]], MultimodalBatch], whole: bool
     ) -> list[MultimodalBatch]:
         """The held-out batches of a stage: its first samples, the same for every run and step.
 
@@ -338,7 +351,8 @@ class Trainer:
         if (rest := count % size) < self.ranks.size:
             count -= rest  # too few for every rank to have one
         batches = [self.ranks.share(range(first, min(first + size, count))) for first in range(0, count, size)]
-        return [assemble([processor.encode_all(dataset[i], max_tokens=stage.max_tokens) for i in part]) for part in batches]
+        samples = reader(dataset)
+        return [assemble([samples.standing_at(i, size) for i in part]) for part in batches]
 
     def _restore(self, stage: Stage, system: System, optimizer: StageOptimizer, objective: Objective) -> int:
         place = self._newest(stage)

@@ -57,7 +57,7 @@ class LlavaJson(Dataset):
             except DataError as error:
                 problem = f"{self.path}, record {number}{_id(record)}: {error}"
                 if config.strict:
-                    raise DataError(problem) from None
+                    raise DataError(f"{problem}; mend it, or skip such records (strict=false, --skip-broken)") from None
                 self.skipped.append(problem)
             else:
                 places.append((start, length, number))

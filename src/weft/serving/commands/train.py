@@ -31,7 +31,11 @@ def train(
         Path | None, typer.Option("--images", help="The folder that pictures are named from.", show_default=False)
     ] = None,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Skip records that cannot be read, and count them in the log.")
+        bool,
+        typer.Option(
+            "--skip-broken",
+            help="Leave out records and media that cannot be read; the log names and counts them. Also with --resume.",
+        ),
     ] = False,
     tokenizer: Annotated[
         Path | None,
