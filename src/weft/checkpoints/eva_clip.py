@@ -1,8 +1,9 @@
 """EVA-CLIP in the layout of its own code: the whole model and the vision tower alone.
 
-The vision tower is also read in the names of the `timm` library, with which `open_clip` writes it under `visual.trunk.`, and
-without a prefix. A config is what that code calls one, `embed_dim`, `vision_cfg` and `text_cfg`, with a `model_type` besides,
-which it does not have.
+A config is what that code calls one, `embed_dim`, `vision_cfg` and `text_cfg`, with a `model_type` besides, which it does not
+have. The models are published in two other layouts, which are read: `open_clip` keeps such a config as `model_cfg` of its
+`open_clip_config.json`, names a model of the `timm` library in place of sizes, and writes the tower in that library's names
+under `visual.trunk.`; `timm` writes the tower alone, without a prefix, with a config of its own kind.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat
+from weft.checkpoints.eva_clip_timm import TIMM_SIZES, TIMM_TOWERS, read_timm
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.open_clip_text import OPEN_CLIP_TEXT
 from weft.checkpoints.position_table import position_table
@@ -110,15 +112,6 @@ def trunk_map(config: EvaClipVision.Config) -> KeyMap:
 
 MEETING = KeyMap([transpose("text.text_projection", "text_projection.weight"), rename("logit_scale", "logit_scale")])
 
-TIMM_SIZES = {  # the configs of `open_clip` name a model of `timm` instead of giving sizes
-    "eva_giant_patch14_224": "g-14",
-    "eva_giant_patch14_clip_224": "g-14",
-    "eva02_base_patch16_clip_224": "b-16",
-    "eva02_large_patch14_clip_224": "l-14",
-    "eva02_large_patch14_clip_336": "l-14-336",
-    "eva02_enormous_patch14_clip_224": "e-14",
-}
-
 
 def model_map(config: DualEncoder.Config) -> KeyMap:
     """The whole model's map."""
@@ -138,10 +131,13 @@ def read_vision(saved: Mapping[str, Any]) -> EvaClipVision.Config:
 
     Raises: CheckpointError for what no published size has and Weft does not build.
     """
+    if "architecture" in saved:
+        return read_timm(saved)
     vision = saved.get("vision_cfg") or {}
     if (name := vision.get("timm_model_name")) in TIMM_SIZES:
         size = EvaClipVision.Config.sizes()[TIMM_SIZES[name]]
-        return dataclasses.replace(size, embedding_width=saved["embed_dim"], **_regularisation(vision))
+        side = vision.get("image_size", size.image_size)
+        return dataclasses.replace(size, image_size=side, embedding_width=saved["embed_dim"], **_regularisation(vision))
     odd = {"qkv_bias": True, "ls_init_value": None, "global_average_pool": False, "timm_model_name": None}
     if strange := [f"{name}={vision[name]!r}" for name, usual in odd.items() if vision.get(name, usual) != usual]:
         raise CheckpointError(f"vision_cfg has {', '.join(strange)}, which Weft's EVA-CLIP towers do not")
@@ -168,7 +164,8 @@ def read_vision(saved: Mapping[str, Any]) -> EvaClipVision.Config:
 
 
 def _regularisation(vision: Mapping[str, Any]) -> dict[str, Any]:
-    return {"patch_dropout": vision.get("patch_dropout", 0.0), "stochastic_depth": vision.get("drop_path_rate", 0.0)}
+    depth = vision.get("drop_path_rate", vision.get("timm_drop_path")) or 0.0  # `open_clip` has its own name for it
+    return {"patch_dropout": vision.get("patch_dropout", 0.0), "stochastic_depth": depth}
 
 
 def write_vision(config: EvaClipVision.Config) -> dict[str, Any]:
@@ -275,7 +272,7 @@ EVA_CLIP = CheckpointFormat(
 
 EVA_CLIP_VISION = CheckpointFormat(
     name="eva_clip_vision",
-    model_types=("eva_clip_vision",),
+    model_types=("eva_clip_vision", *TIMM_TOWERS),
     key_map=vision_map,
     read_config=read_vision,
     write_config=lambda config: {"model_type": "eva_clip_vision", **write_vision(config)},

@@ -20,6 +20,8 @@ TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TRAINED_ONLY = ("checkpoint.safetensors", "checkpoint.pt", "mm_projector.safetensors", "mm_projector.bin")
 """What OpenFlamingo and LLaVA's first stage call the file of what they trained of a larger model."""
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+CLAP_MICROSOFT_WEIGHTS = "CLAP_weights_2022.pth"
 SHARD_BYTES = 5 * 1000**3
 
 
@@ -121,7 +123,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int 
 
 def _weights_in(path: Path) -> Path:
     if path.is_dir():
-        names = (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, *TRAINED_ONLY)
+        names = (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, *OPEN_CLIP_WEIGHTS, CLAP_MICROSOFT_WEIGHTS, *TRAINED_ONLY)
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise CheckpointError(f"{path} holds no weights; expected {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}")

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from weft.checkpoints.checkpoint_format import CheckpointFormat, format_of
 from weft.checkpoints.skeleton import skeleton
-from weft.checkpoints.weight_files import WeightFiles, read_json
+from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError
 from weft.core.interfaces import ModalityEncoder
 from weft.data.media_transform import MediaTransform
-from weft.recipes.model_folders import find_model_folder
+from weft.recipes.model_folders import describe, find_model_folder
 from weft.recipes.transformers_preprocessing import read_media_transform
 
 _TOWERS = ("model.vision_tower.", "vision_tower.", "model.vision_model.", "vision_model.")
 """Where the files of whole models keep their image tower, in the spellings of versions 5 and 4."""
+
+_ALONE = {"eva_clip": "eva_clip_vision", "clap_microsoft": "clap_microsoft_audio"}
+"""Whole models whose towers share what the config says of both, and what the tower of media is called alone."""
 
 _OF_THE_WHOLE = "belongs to the rest of the whole model, the encoder alone is loaded"
 
@@ -43,12 +46,13 @@ def load_encoder(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> LoadedEncoder:
-    """Open an encoder from a folder in `transformers` layout or a name on the hub (`owner/name@revision`), weights included.
+    """Open an encoder from a published folder or a name on the hub (`owner/name@revision`), weights included.
 
-    The folder may hold the encoder alone or a whole model that has it (CLIP, CLAP, LLaVA, BLIP-2, Whisper with its decoder). Of
-    a LLaVA the encoder gives the features that LLaVA reads. `dtype` None keeps the file's precision. A hub name is pinned by
-    `revision` (a commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked. A file other than safetensors
-    is read only where it holds nothing but tensors.
+    The folder may hold the encoder alone or a whole model that has it (CLIP, CLAP, LLaVA, BLIP-2, Whisper with its decoder), in
+    `transformers` layout or in that of `timm` (NFNet, EVA-CLIP), `open_clip` (EVA-CLIP) or Microsoft's CLAP. Of a LLaVA the
+    encoder gives the features that LLaVA reads. `dtype` None keeps the file's precision. A hub name is pinned by `revision` (a
+    commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked. A file other than safetensors is read only
+    where it holds nothing but tensors.
 
     Raises: CheckpointError for what is missing, damaged, unsafe or does not fit.
     """
@@ -59,25 +63,29 @@ def load_encoder(
         with skeleton():
             encoder = config.build()
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} describes no encoder ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{published.source} describes no encoder ({type(error).__name__}: {error})") from error
     dropped = published.fill(encoder, device=device, dtype=dtype)
     return LoadedEncoder(encoder.to(device).eval(), transform, folder, dropped)
 
 
 class PublishedEncoder(NamedTuple):
-    """The encoder that a folder in `transformers` layout describes; its weights are not read yet."""
+    """The encoder that a published folder describes, the file that does, and where its weights lie, which are not read yet."""
 
     folder: Path
     layout: CheckpointFormat
     config: ModalityEncoder.Config
+    source: Path
+    weights: Path
 
     @staticmethod
     def in_folder(folder: Path) -> PublishedEncoder:
         """Raises: CheckpointError where the folder describes no encoder that Weft has."""
-        where = folder / "config.json"
-        saved = read_json(where)
+        described = describe(folder)
+        if described is None:
+            raise CheckpointError(f"{folder} holds no config.json and no other file that describes an encoder")
+        saved, where, weights = described
         if "model_type" not in saved and "architecture" not in saved:
-            raise CheckpointError(f"{where} names no model_type; load_encoder reads folders in transformers layout")
+            raise CheckpointError(f"{where} names no model_type; load_encoder reads published folders")
         tower = _tower(saved)
         layout = format_of(tower, str(where))
         try:
@@ -90,7 +98,7 @@ class PublishedEncoder(NamedTuple):
             raise CheckpointError(f"{where} lacks a field or misstates it ({type(error).__name__}: {error})") from error
         if not isinstance(config, ModalityEncoder.Config):
             raise CheckpointError(f"{folder} holds a {layout.name}, which has no encoder of media that stands alone")
-        return PublishedEncoder(folder, layout, config)
+        return PublishedEncoder(folder, layout, config, where, weights)
 
     def fill(
         self, encoder: ModalityEncoder, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -106,21 +114,22 @@ class PublishedEncoder(NamedTuple):
 
     def tensors(self) -> tuple[WeightFiles, Mapping[str, Tensor], str]:
         """The folder's weight files, the encoder's tensors of them, and the prefix that those have there."""
-        files = WeightFiles(self.folder)
+        files = WeightFiles(self.weights)
         prefix = next((p for p in _TOWERS if any(key.startswith(p) for key in files)), "")
         return files, _Under(files, prefix), prefix
 
 
 def tower_config(folder: Path) -> Mapping[str, Any]:
-    """What a folder's `config.json` says of its tower of media, with its `model_type`."""
-    return _tower(read_json(folder / "config.json"))
+    """What a folder says of its tower of media, with its `model_type`; empty where it says nothing."""
+    described = describe(folder)
+    return {} if described is None else _tower(described.config)
 
 
 def _tower(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the media tower inside a whole model's; the config itself where there is none inside."""
     kind = str(saved.get("model_type", "")).replace("-", "_")
-    if kind == "eva_clip":  # its towers share what the config says of both
-        return {**saved, "model_type": "eva_clip_vision"}
+    if kind in _ALONE:
+        return {**saved, "model_type": _ALONE[kind]}
     for part in ("vision", "audio"):
         if isinstance(inside := saved.get(f"{part}_config"), dict):
             return {"model_type": f"{kind}_{part}_model", **inside}

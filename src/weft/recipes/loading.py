@@ -10,7 +10,7 @@ import torch
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.rules import rename
 from weft.checkpoints.skeleton import skeleton
-from weft.checkpoints.weight_files import WeightFiles, read_json
+from weft.checkpoints.weight_files import WeightFiles
 from weft.core import config
 from weft.core.errors import CheckpointError, ConfigError
 from weft.core.interfaces import System
@@ -18,7 +18,7 @@ from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
 from weft.inference.embedder import Embedder
 from weft.inference.model import Model
-from weft.recipes.model_folders import FolderContents, Parts, find_model_folder
+from weft.recipes.model_folders import FolderContents, Parts, describe, find_model_folder
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalSystem
 from weft.training.model_folder import write_model_folder
@@ -74,9 +74,10 @@ def load_system(
 ) -> LoadedSystem:
     """Open a Weft model folder, a run folder, a published folder, or a name on the hub (`owner/name@revision`).
 
-    Published are folders in `transformers` layout and in the original ones of LLaVA, Qwen-VL, CogVLM, Mono-InternVL and
-    OpenFlamingo, and the files (`.pth`) of BLIP-2 and InstructBLIP as LAVIS writes them. Some leave out what they did not
-    train: `parts` gives folders or hub names for `language_model`, `streams.image.encoder` and `tokenizer`.
+    Published are folders in `transformers` layout and in the original ones of LLaVA, Qwen-VL, CogVLM, Mono-InternVL,
+    OpenFlamingo, EVA-CLIP (as `open_clip` writes it) and Microsoft's CLAP, and the files (`.pth`) of BLIP-2 and InstructBLIP as
+    LAVIS writes them. Some leave out what they did not train: `parts` gives folders or hub names for `language_model`,
+    `streams.image.encoder` and `tokenizer`.
 
     `dtype` None keeps the file's precision. Parameters are read one by one into their places on `device`. A hub name is pinned
     by `revision` (a commit, tag or branch); with HF_HUB_OFFLINE set only the local cache is asked.
@@ -107,15 +108,15 @@ def save_model(model: Model, folder: str | Path) -> None:
 
 
 def _contents(folder: Path, parts: Parts) -> FolderContents:
-    if not (folder / "config.json").is_file():
+    described = describe(folder, whole=True)
+    if described is None:
         from weft.recipes.openflamingo_folder import read_openflamingo_folder
 
         return read_openflamingo_folder(folder, parts)
-    saved = read_json(folder / "config.json")
-    if "model_type" in saved or "architectures" in saved:
+    if any(name in described.config for name in ("model_type", "architectures", "architecture")):
         from weft.recipes.transformers_folder import read_transformers_folder
 
-        return read_transformers_folder(folder, saved, parts)
+        return read_transformers_folder(folder, described.config, parts, described.weights)
     if parts:
         raise ConfigError(f"{folder} is a Weft model folder and whole; leave out {', '.join(parts)}")
     return _read_weft_folder(folder)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from weft.checkpoints.clap_microsoft_audio import read_shapes
 from weft.checkpoints.key_map import KeyMap
-from weft.checkpoints.weight_files import TRAINED_ONLY
+from weft.checkpoints.open_clip_config import OPEN_CLIP_CONFIG, from_open_clip
+from weft.checkpoints.weight_files import CLAP_MICROSOFT_WEIGHTS, OPEN_CLIP_WEIGHTS, TRAINED_ONLY, WeightFiles, read_json
 from weft.core.errors import CheckpointError
 from weft.core.interfaces import System
 from weft.data.processor import Processor
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.tiktoken", "*.jinja"]
-_HUB_TORCH_FILES = ["pytorch_model*.bin", *(name for name in TRAINED_ONLY if not name.endswith(".safetensors"))]
+_HUB_TORCH_FILES = [
+    "pytorch_model*.bin",
+    *(name for name in (*OPEN_CLIP_WEIGHTS, CLAP_MICROSOFT_WEIGHTS, *TRAINED_ONLY) if not name.endswith(".safetensors")),
+]
+_DESCRIBED_BY = ("config.json", OPEN_CLIP_CONFIG, CLAP_MICROSOFT_WEIGHTS)
+"""The files that say what a folder holds; Microsoft's CLAP comes as its weights alone."""
 
 Parts = Mapping[str, str | Path]
 """Where the parts lie that a folder leaves out, by what they are."""
@@ -33,8 +40,38 @@ class FolderContents(NamedTuple):
     where: str
 
 
+class Description(NamedTuple):
+    """What a folder says of its model, the file that says so, and where the weights lie that go with it."""
+
+    config: dict[str, Any]
+    source: Path
+    weights: Path
+
+
+def describe(folder: Path, whole: bool = False) -> Description | None:
+    """The config of a folder, in the form of a `config.json`; None where no file says what it holds.
+
+    A folder of `timm` may hold an image tower in that library's layout beside the `whole` model that it is part of, in the
+    layout of `open_clip`.
+
+    Raises: CheckpointError for a file that says something else, and for one that cannot be read.
+    """
+    plain, joint, alone = (folder / name for name in _DESCRIBED_BY)
+    if plain.is_file():
+        saved = read_json(plain)
+        if not (whole and joint.is_file() and "architecture" in saved):
+            return Description(saved, plain, folder)
+    if joint.is_file():
+        weights = next((folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()), folder)
+        return Description(from_open_clip(read_json(joint), str(joint)), joint, weights)
+    if alone.is_file():
+        files = WeightFiles(alone)
+        return Description(read_shapes({name: files.shape(name) for name in files}, str(alone)), alone, alone)
+    return None
+
+
 def find_model_folder(path_or_hub_name: str | Path, revision: str | None = None) -> Path:
-    """The folder with `config.json`: itself, a run's last model, or the snapshot of a hub repository."""
+    """The folder that says what it holds: itself, a run's last model, or the snapshot of a hub repository."""
     path = Path(path_or_hub_name)
     if path.is_dir():
         return _inside(path)
@@ -51,7 +88,7 @@ def find_model_folder(path_or_hub_name: str | Path, revision: str | None = None)
 
 
 def _inside(path: Path) -> Path:
-    if any((path / name).is_file() for name in ("config.json", *TRAINED_ONLY)):
+    if any((path / name).is_file() for name in (*_DESCRIBED_BY, *TRAINED_ONLY)):
         return path
     if (path / "model" / "config.json").is_file():
         return path / "model"
@@ -59,7 +96,7 @@ def _inside(path: Path) -> Path:
         stages = sorted(p.parent.name for p in path.glob("stages/*/config.json"))
         done = f"finished stages: {', '.join(f'stages/{s}' for s in stages)}" if stages else "no stage has finished"
         raise CheckpointError(f"run folder {path} has no model yet ({done}); resume the run or name a finished stage's folder")
-    raise CheckpointError(f"{path} holds no model: no config.json, no model/config.json")
+    raise CheckpointError(f"{path} holds no model: no {', no '.join(_DESCRIBED_BY)}, no model/config.json")
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -14,13 +14,13 @@ from weft.checkpoints.blip_2_pretraining import read_bert
 from weft.checkpoints.checkpoint_format import CheckpointFormat, checkpoint_formats
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.visual_expert import with_experts
-from weft.checkpoints.weight_files import WeightFiles, read_json
+from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import ModalityEncoder, System
 from weft.encoders.eva_clip import EvaClipVision
 from weft.projectors.qformer import QFormer
 from weft.recipes.encoder_loading import PublishedEncoder
-from weft.recipes.model_folders import find_model_folder
+from weft.recipes.model_folders import describe, find_model_folder
 from weft.systems.accounting import on_meta
 from weft.systems.fusion_encoder import FusionEncoder
 from weft.training.model_folder import load_weights
@@ -33,8 +33,8 @@ _ARITHMETIC = ("num_heads", "activation", "norm_eps", "pre_norm", "stride_placem
 def starting_weights(assignments: Sequence[str]) -> Callable[[System], None] | None:
     """What fills a fresh system from `PART=PATH` assignments; None where there are none.
 
-    A part is named by the prefix of its parameters (`language_model`, `streams.image.encoder`). A path is a folder in
-    `transformers` layout, a hub name, or a Weft model folder that has the same part. Every parameter of the part is filled;
+    A part is named by the prefix of its parameters (`language_model`, `streams.image.encoder`). A path is a published folder,
+    a hub name, or a Weft model folder that has the same part. Every parameter of the part is filled;
     the Q-Former of BLIP-2's first stage may start from a BERT, which fills all that it has itself. A path may also be a LAVIS
     file of BLIP-2 or InstructBLIP, for an image tower, a Q-Former or its `transformer`.
 
@@ -103,7 +103,9 @@ def _fill_part(system: System, part: str, path: str) -> None:
         return
     folder = find_model_folder(path)
     files = WeightFiles(folder)
-    kind = read_json(folder / "config.json").get("model_type")
+    described = describe(folder)
+    saved = {} if described is None else described.config
+    kind = saved.get("model_type") or saved.get("architecture")  # the name that `timm` writes
     if kind is None:
         load_weights(module, _under(files, f"{part}.", folder), str(folder))
         return
@@ -113,7 +115,7 @@ def _fill_part(system: System, part: str, path: str) -> None:
         published.fill(module)
         return
     if kind in bert.FORMAT.model_types and isinstance(system, FusionEncoder) and module is system.reader:
-        read_bert(system, files, bert.read_config(read_json(folder / "config.json")), str(files.path))
+        read_bert(system, files, bert.read_config(saved), str(files.path))
         return
     if not hasattr(module, "config"):
         raise CheckpointError(f"{part} is filled from a file of LAVIS or from a Weft model folder, {folder} is neither")

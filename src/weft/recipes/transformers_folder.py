@@ -28,7 +28,12 @@ from weft.recipes.chat_template import recognise
 from weft.recipes.encoder_loading import tower_config
 from weft.recipes.model_folders import FolderContents, Parts
 from weft.recipes.original_folders import CONVENTIONS
-from weft.recipes.transformers_preprocessing import preprocessing, read_fitted_tiles, read_image_transform
+from weft.recipes.transformers_preprocessing import (
+    preprocessing,
+    read_fitted_tiles,
+    read_image_transform,
+    read_media_transform,
+)
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
 from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
@@ -37,14 +42,18 @@ MARKER, LLAMA_MARKER = "<image>", "<|image|>"
 
 _TEMPLATES = {
     "llama": "vicuna_v1", "mistral": "mistral", "internlm2": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen3": "chatml",
-    "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text", "t5": "bare", "mllama": "llama_3_2_base",
+    "clip": "clip_text", "eva_clip": "clip_text", "siglip": "siglip_text",
+    "clap": "clip_text", "clap_microsoft": "clip_text", "t5": "bare", "mllama": "llama_3_2_base",
     "blip-2": "blip_2_opt", "blip-2 on t5": "blip_2_t5", "instructblip": "instructblip",
     "idefics": "idefics", "idefics before instruction": "idefics_base",
 }  # fmt: skip
 
 
-def read_transformers_folder(folder: Path, saved: Mapping[str, Any], parts: Parts) -> FolderContents:
-    """What a folder's `config.json` (`saved`) and its companions describe; no weight is read yet.
+def read_transformers_folder(
+    folder: Path, saved: Mapping[str, Any], parts: Parts, weights: Path | None = None
+) -> FolderContents:
+    """What a folder's `config.json` (`saved`) and its companions describe; no weight is read yet. `weights` is their file where
+    the folder holds several.
 
     The layouts of `transformers` state their preprocessing and most their chat template; for those that were published with
     code of their own `CONVENTIONS` does. A language model without any template has one that writes texts as they are, and a
@@ -63,7 +72,7 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any], parts: Part
         system = replace(system, language_model=language_model.config)
     given = {name: part.at(name) for name, part in ((ENCODER, tower), (LANGUAGE_MODEL, language_model)) if part is not None}
     convention = CONVENTIONS.get(layout.name)
-    files = joined(key_map, WeightFiles(folder), given, (ENCODER, LANGUAGE_MODEL) if convention is not None else ())
+    files = joined(key_map, WeightFiles(weights or folder), given, (ENCODER, LANGUAGE_MODEL) if convention is not None else ())
     tokenizer = read_tokenizer(bases.tokenizer_in(folder))
     rows = system.vocabulary if isinstance(system, MultimodalSystem.Config) else system.text.vocabulary
     if tokenizer.vocabulary > rows:
@@ -74,7 +83,11 @@ def read_transformers_folder(folder: Path, saved: Mapping[str, Any], parts: Part
         config = Processor.Config(template=convention.template(folder, saved), transforms=transforms, boxes=convention.boxes)
     else:
         template = _template(folder, layout, saved, system, tokenizer)
-        config = Processor.Config(template=template, transforms=_read_transforms(folder, system))
+        if isinstance(system, DualEncoder.Config):
+            transforms, system = _read_pair_transforms(folder, system)
+        else:
+            transforms = _read_transforms(folder, system)
+        config = Processor.Config(template=template, transforms=transforms)
     return FolderContents(system, files.key_map, config.build(tokenizer, system), files.tensors, files.where)
 
 
@@ -163,12 +176,21 @@ def _chat_template(folder: Path) -> str | None:
     return None
 
 
-def _read_transforms(folder: Path, system: MultimodalSystem.Config | DualEncoder.Config) -> dict[str, MediaTransform]:
-    streams: dict[str, Any] = (
-        {name: stream.encoder for name, stream in system.streams.items()}
-        if isinstance(system, MultimodalSystem.Config)
-        else {system.stream: system.media}
-    )
+def _read_pair_transforms(folder: Path, system: DualEncoder.Config) -> tuple[dict[str, MediaTransform], DualEncoder.Config]:
+    """The transform of a dual encoder's media, and the system at the size that the transform gives."""
+    transform, media = read_media_transform(folder, system.media)
+    if transform is None:
+        if media.modality != "image":
+            raise CheckpointError(
+                f"{folder} does not say how {media.modality} becomes units of its {media.part_name}: it has no "
+                "preprocessor_config.json; download it again"
+            )
+        transform = read_image_transform({}, media.unit_shape[-1], folder)
+    return {system.stream: transform}, replace(system, media=media)
+
+
+def _read_transforms(folder: Path, system: MultimodalSystem.Config) -> dict[str, MediaTransform]:
+    streams: dict[str, Any] = {name: stream.encoder for name, stream in system.streams.items()}
     if not streams:
         return {}
     (encoder,) = streams.values()

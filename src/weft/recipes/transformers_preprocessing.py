@@ -17,11 +17,13 @@ from weft.data.log_mel import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from weft.data.media_transform import MediaTransform
 from weft.data.tiles import FittedCanvas, PictureTiles
 from weft.encoders.clap_laion import ClapLaionWrapper
+from weft.encoders.cnn14 import Cnn14
 from weft.encoders.dinov2 import Dinov2
 from weft.encoders.hubert import Hubert
 from weft.encoders.mllama import Mllama
 from weft.encoders.resnet import Resnet
 from weft.encoders.whisper import Whisper
+from weft.recipes.timm_preprocessing import read_test_transform
 
 BICUBIC = 3
 _FILTER_NAMES = {int(number): name for name, number in FILTERS.items()}
@@ -43,21 +45,24 @@ def read_media_transform(folder: Path, encoder: ModalityEncoder.Config) -> tuple
     """The transform of an encoder's media, and the encoder at the size that the transform gives.
 
     DINOv2 and ResNet take pictures of other sizes than their configs name, and are published with such a processor; the configs
-    of CLAP do not say how long a clip is. None where
-    the folder states no preprocessing, or Weft has no transform for the encoder.
+    of CLAP do not say how long a clip is. `timm` and `open_clip` state preprocessing in their configs; Microsoft's CLAP has one,
+    stated by no file. None where the folder states none, or Weft has no transform for the encoder.
 
     Raises: CheckpointError for preprocessing that Weft does not have, or that does not fit the encoder.
     """
+    if isinstance(encoder, Cnn14.Config):
+        heard = replace(ClapAudioTransform.sizes()["clap-microsoft"], num_mels=encoder.num_mels)
+        return heard, replace(encoder, num_frames=heard.unit_shape[1])
     saved = preprocessing(folder)
     if not saved:
-        return None, encoder
+        return (read_test_transform(folder, encoder.unit_shape[-1]) if encoder.modality == "image" else None), encoder
     if isinstance(encoder, Whisper.Config):
         return _read_log_mel(saved, encoder, folder), encoder
     if isinstance(encoder, Hubert.Config):
         return _read_waveform(saved, encoder, folder), encoder
     if isinstance(encoder, ClapLaionWrapper.Config):
         heard = _read_decibels(saved, encoder, folder)
-        return heard, replace(encoder, num_frames=heard.unit_shape[1])
+        return heard, replace(encoder, num_frames=heard.unit_shape[-1])
     if isinstance(encoder, Mllama.Config):
         return read_fitted_tiles(saved, encoder, folder), encoder
     if encoder.modality != "image":
@@ -170,7 +175,7 @@ def _read_decibels(saved: Mapping[str, Any], encoder: ClapLaionWrapper.Config, f
             "feature_size": encoder.num_mels,
             "fft_window_size": default.window_samples,
             "hop_length": default.hop_samples,
-            "truncation": "rand_trunc",
+            "truncation": "fusion" if encoder.fused else "rand_trunc",
             "padding": "repeatpad",
         },
         folder,
@@ -180,6 +185,7 @@ def _read_decibels(saved: Mapping[str, Any], encoder: ClapLaionWrapper.Config, f
         clip_seconds=saved.get("max_length_s", default.clip_seconds),
         lowest_hz=saved.get("frequency_min", 0.0),
         highest_hz=saved.get("frequency_max", default.highest_hz),
+        fused=encoder.fused,
     )
 
 
