@@ -21,15 +21,23 @@ class TemporalEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.randn(num_frames, width) * std)
 
+    def vectors(self, num_frames: int) -> Tensor:
+        """The vectors of all frames of a medium: [num_frames, C]."""
+        place = torch.arange(num_frames, device=self.table.device)
+        return self._at(place, torch.full_like(place, num_frames))
+
     def forward(self, features: MediaFeatures) -> Tensor:
-        last = len(self.table) - 1
         frames = torch.tensor([layout.frames for layout in features.layout], device=features.unit_item.device)
         units = torch.tensor([layout.num_units for layout in features.layout], device=features.unit_item.device)
         units_per_frame, num_frames = (units // frames)[features.unit_item], frames[features.unit_item]
-        place = features.unit_place() // units_per_frame
+        vectors = self._at(features.unit_place() // units_per_frame, num_frames)
+        return features.values + vectors[:, None].to(features.values.dtype)
+
+    def _at(self, place: Tensor, num_frames: Tensor) -> Tensor:
+        """The vectors of frames number `place` of media that have `num_frames`: [N, C]."""
+        last = len(self.table) - 1
         stretched = place * last / (num_frames - 1).clamp_min(1)
         row = torch.where(num_frames > last + 1, stretched, place.to(stretched.dtype)).clamp_max(last)
         below = row.floor().long()
         share = (row - below).to(self.table)[:, None]
-        vectors = torch.lerp(self.table[below], self.table[(below + 1).clamp_max(last)], share)
-        return features.values + vectors[:, None].to(features.values.dtype)
+        return torch.lerp(self.table[below], self.table[(below + 1).clamp_max(last)], share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
 from weft.core.interfaces import ModalityEncoder, System
 from weft.encoders.eva_clip import EvaClipVision
+from weft.layers.temporal_attention import without_time
 from weft.projectors.qformer import QFormer
 from weft.recipes.encoder_loading import PublishedEncoder
 from weft.recipes.model_folders import describe, find_model_folder
@@ -112,7 +114,8 @@ def _fill_part(system: System, part: str, path: str) -> None:
     if isinstance(module, ModalityEncoder):
         published = PublishedEncoder.in_folder(folder)
         _check_same_kind(part, module, published)
-        published.fill(module)
+        with without_time(module):  # an image tower's file knows of none; it starts as a copy of what the file fills
+            published.fill(module)
         return
     if kind in bert.FORMAT.model_types and isinstance(system, FusionEncoder) and module is system.reader:
         read_bert(system, files, bert.read_config(saved), str(files.path))
@@ -141,10 +144,19 @@ def _check_same_kind(part: str, module: ModalityEncoder, published: PublishedEnc
     ours, theirs = module.config, published.config
     if type(ours) is not type(theirs):
         raise CheckpointError(f"{published.folder} holds a {theirs.part_name}, {part} is a {ours.part_name}")
-    wrong = [name for name in _ARITHMETIC if getattr(ours, name, None) != getattr(theirs, name, None)]
-    if wrong:
-        listed = ", ".join(f"{name}={getattr(theirs, name)!r} (here {getattr(ours, name)!r})" for name in wrong)
+    here, there = _arithmetic(ours), _arithmetic(theirs)
+    if wrong := [name for name in there if here.get(name) != there[name]]:
+        listed = ", ".join(f"{name}={there[name]!r} (here {here.get(name)!r})" for name in wrong)
         raise CheckpointError(f"{published.folder} has weights for {listed}; change {part} with --set or take other weights")
+
+
+def _arithmetic(config: Any) -> dict[str, Any]:
+    """What no shape shows of an encoder, and of those that it is made of."""
+    found = {name: getattr(config, name) for name in _ARITHMETIC if hasattr(config, name)}
+    for inner in fields(config):
+        if isinstance(held := getattr(config, inner.name), ModalityEncoder.Config):
+            found |= {f"{inner.name}.{name}": value for name, value in _arithmetic(held).items()}
+    return found
 
 
 def _under(files: Mapping[str, Any], prefix: str, folder: Path) -> dict[str, Any]:
