@@ -73,14 +73,22 @@ def test_the_mean_over_types_weighs_types_and_not_answers():
 def test_the_mean_over_types_has_the_width_of_its_strata():
     first = [1.0] * 50 + [0.0] * 50
     second = [1.0] * 80 + [0.0] * 20
-    estimate = over_types({"a": marks(*first), "b": marks(*second)})
+    estimate = over_types({"a": marks(*first), "b": marks(*second, groups=[f"other {i}" for i in range(100)])})
     variance = (0.25 / 100 + 0.16 / 100) / 4
     assert estimate.value == pytest.approx(0.65)
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.06)
 
 
+@pytest.mark.parametrize("right", [50, 100])
+def test_the_same_pictures_asked_twice_alike_tell_no_more_than_once(right):
+    values = marks(*[1.0] * right, *[0.0] * (100 - right))
+    once, twice = over_types({"a": values}), over_types({"a": values, "b": values})
+    assert (once.low, once.value, once.high) == (twice.low, twice.value, twice.high)
+
+
 def test_a_perfect_exam_leaves_doubt_and_a_difference_of_nothing_leaves_none():
-    perfect = over_types({"a": marks(*[1.0] * 100), "b": marks(*[1.0] * 100)})
+    other = [f"other {i}" for i in range(100)]
+    perfect = over_types({"a": marks(*[1.0] * 100), "b": marks(*[1.0] * 100, groups=other)})
     assert perfect.value == perfect.high == 1.0 and 0.96 < perfect.low < 0.99
     same = over_types({"a": marks(*[0.0] * 100)}, differences=True)
     assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)

@@ -251,7 +251,7 @@ def test_the_command_line_measures_a_dual_encoder(folder, tmp_path, capsys):
 def test_what_does_not_fit_a_dual_encoder_is_told(folder, capsys):
     assert run(["eval", str(folder), "--benchmark", "desk"]) == 2
     assert "holds a DualEncoder, which does not answer" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="media without text"):
+    with pytest.raises(ConfigError, match="compares media with texts"):
         evaluate(Answers({}), BENCHMARK, text_only=Answers({}))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from weft.core import config
 from weft.core.conversation import Conversation, Media, Region, Text
 from weft.evaluation.classes import Classes
+from weft.evaluation.pairs import Pairs
 
 Truth = str | tuple[float, ...]
 ReadBox = Callable[[str], tuple[float, ...] | None]
@@ -42,8 +43,11 @@ class Benchmark(ABC):
     max_new_tokens: int = 64
     classes: Mapping[str, Classes] = {}
     """What there is to choose from, by the `meta["classes"]` of a conversation: such a benchmark is for dual encoders."""
+    pairs: Pairs | None = None
+    """What is searched, by the `meta["query"]` of a conversation: for dual encoders too, and never asked with other media, as
+    what is then right is a matter of chance and chance is known."""
     top: int = 1
-    """How many of the best classes count, where there are classes."""
+    """How many of the best count, where there are classes or pairs."""
     titles: Mapping[str, str] = {}
     """A short name for people per question type, and per run where the usual one speaks of pictures and there are none; a
     type without one is shown by its own name."""

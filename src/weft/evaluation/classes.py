@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from weft.core.errors import DataError
+from weft.evaluation.ties import among_first
 
 _BETTER, _EQUAL = " > ", " = "
 
@@ -47,12 +48,8 @@ class Ranked:
     @staticmethod
     def of(scores: Tensor, names: Sequence[str], k: int) -> Ranked:
         """The best `k` of scores [classes], and what equals the last of them: "7 > 1 = 4"."""
-        levels = torch.unique(scores).flip(0)  # descending
-        groups: list[list[str]] = []
-        for level in levels.tolist():
-            if sum(map(len, groups)) >= k:
-                break
-            groups.append([name for name, score in zip(names, scores.tolist(), strict=True) if score == level])
+        levels = torch.unique(scores.topk(min(k, len(scores))).values).flip(0)  # descending
+        groups = [[names[number] for number in (scores == level).nonzero().flatten().tolist()] for level in levels]
         return Ranked(_BETTER.join(_EQUAL.join(group) for group in groups))
 
     @staticmethod
@@ -62,9 +59,13 @@ class Ranked:
 
     def mark(self, truth: str, k: int) -> float:
         """The chance that the truth is among the first `k`, names of equal score being ordered at random."""
+        return self.mark_any((truth,), k)
+
+    def mark_any(self, truths: Collection[str], k: int) -> float:
+        """The chance that one of several truths is among the first `k`, names of equal score being ordered at random."""
         ahead = 0
         for group in (names.split(_EQUAL) for names in self.text.split(_BETTER)):
-            if truth in group:
-                return min(1.0, max(0, k - ahead) / len(group))
+            if winners := len(set(truths).intersection(group)):
+                return among_first(k - ahead, len(group), winners)
             ahead += len(group)
         return 0.0

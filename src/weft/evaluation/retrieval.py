@@ -1,78 +1,124 @@
-"""Retrieval both ways: the texts of a medium among all texts, and the medium of a text among all media."""
+"""Retrieval both ways: the texts of a medium among all texts, and the media of a text among all media."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
-import torch
 from torch import Tensor
 
-from weft.core.errors import DataError
-from weft.evaluation.statistics import Estimate, Marks, of_type
-from weft.evaluation.ties import recall_at
+from weft.core.conversation import Conversation, Media, user
+from weft.core.errors import ConfigError
+from weft.evaluation.benchmark import Benchmark, Item, ReadBox
+from weft.evaluation.classes import Ranked
+from weft.evaluation.evaluation import MODEL
+from weft.evaluation.pairs import Pairs
+from weft.evaluation.ties import among_first
+from weft.inference.embedder import Embedder, similarities
+from weft.inference.sampling import Sampling
 
-RECALLED = (1, 5, 10)
-_BLOCK = 1024  # queries that are scored together, so that no matrix of all pairs is held
-
-
-@dataclass(frozen=True)
-class Recalls:
-    """Recall at k by k. Units: fractions. `texts`: media look for their texts; `media`: texts look for their medium."""
-
-    texts: dict[int, Estimate]
-    media: dict[int, Estimate]
-
-    @property
-    def mean(self) -> float:
-        """The mean over both directions and all k."""
-        both = [*self.texts.values(), *self.media.values()]
-        return sum(estimate.value for estimate in both) / len(both)
+CHANCE = "random_order"
+NOTES = {CHANCE: "all that is searched in random order"}
+TO_TEXT, TO_MEDIA = "media_to_text", "text_to_media"
 
 
-def retrieval(
-    score: Callable[[slice, slice], Tensor], medium_of_text: Sequence[int], num_media: int, ks: Sequence[int] = RECALLED
-) -> Recalls:
-    """Recall at k both ways, several texts a medium.
+class RetrievalBenchmark(Benchmark):
+    """Every medium looks for its texts and every text for its media, among all that there are: recall at each of `ranks`.
 
-    A medium counts as right where any of its texts is among its k best; a text where its one medium is. Equal scores count by
-    the chance that a random order would give. Intervals take the texts of a medium together, as they are not independent.
-
-    `score(media, texts)` gives the similarities of some media with some texts: `lambda m, t: matrix[m, t]`, or
-    `lambda m, t: similarities(media[m], texts[t])` where the matrix is too large to hold.
-    Source: the protocol of Karpathy and Fei-Fei, arXiv:1412.2306.
-
-    Raises: DataError where a medium has no text or a text no medium.
+    A query is right where anything that fits it is among the k best; equal scores count by the chance that a random order would
+    give. Answers are numbers of what was found. Intervals take the texts of a medium together, as they are not independent.
+    Source: the protocol of Karpathy and Fei-Fei, arXiv:1412.2306; of a text's several media any is right here.
     """
-    owner = torch.as_tensor(medium_of_text)
-    if not len(owner) or sorted(set(owner.tolist())) != list(range(num_media)):
-        raise DataError(
-            f"retrieval needs every one of the {num_media} media to own a text and every text to name one of them, got "
-            f"{len(set(owner.tolist()))} different owners between {min(medium_of_text, default=0)} and "
-            f"{max(medium_of_text, default=0)}"
-        )
-    if not ks or min(ks) < 1:
-        raise DataError(f"recall is taken at ranks of 1 and more, got {tuple(ks)}")
-    everything = slice(None)
-    media = torch.arange(num_media)
-    of_media = [_recalls(score(block, everything), media[block, None] == owner, ks) for block in _blocks(num_media)]
-    of_texts = [_recalls(score(everything, block).T, owner[block, None] == media, ks) for block in _blocks(len(owner))]
-    return Recalls(
-        _estimates(torch.cat(of_media), [str(i) for i in range(num_media)], ks),
-        _estimates(torch.cat(of_texts), [str(i) for i in owner.tolist()], ks),
-    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Benchmark.Config):
+        ranks: tuple[int, ...] = (1, 5, 10)
+
+        def __post_init__(self) -> None:
+            if not self.ranks or min(self.ranks) < 1 or len(set(self.ranks)) < len(self.ranks):
+                raise ConfigError(f"recall is taken at different ranks of 1 and more, got {self.ranks}")
+
+        @abstractmethod
+        def build(self) -> RetrievalBenchmark: ...
+
+        @abstractmethod
+        def read(self) -> Iterable[tuple[Media, str]]:
+            """Every medium with a text that fits it."""
+
+    medium, text = "medium", "text"
+    """What people call a medium and a text of this benchmark."""
+    notes = NOTES
+    pairs: Pairs
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.pairs = Pairs.of(config.read())
+        self.top = max(config.ranks)
+        ways = {TO_TEXT: f"{self.medium} to {self.text}", TO_MEDIA: f"{self.text} to {self.medium}"}
+        recalls = {_type(way, k): f"{words.capitalize()}, R@{k}" for way, words in ways.items() for k in config.ranks}
+        self.titles = {MODEL: "found", CHANCE: "chance", **recalls}
+
+    def items(self) -> tuple[Item, ...]:
+        return self._items
+
+    def score(self, item: Item, reply: str, read_box: ReadBox) -> float:
+        return Ranked(reply).mark_any(_fitting(item), item.subject)
+
+    def expectations(self) -> Mapping[str, Mapping[str, float]]:
+        searched = {TO_TEXT: len(self.pairs.texts), TO_MEDIA: len(self.pairs.media)}
+        among = {_type(way, k): number for way, number in searched.items() for k in self.config.ranks}
+        return {CHANCE: {item.id: among_first(item.subject, among[item.type], len(_fitting(item))) for item in self._items}}
+
+    @cached_property
+    def _items(self) -> tuple[Item, ...]:
+        pairs = self.pairs
+        return (*self._asked(TO_TEXT, pairs.media, pairs.texts_of), *self._asked(TO_MEDIA, pairs.texts, pairs.media_of))
+
+    def _asked(self, way: str, queries: Sequence[Media | str], fitting: Sequence[tuple[int, ...]]) -> Iterator[Item]:
+        """Every query once for each rank, one after the other."""
+        for number, (query, right) in enumerate(zip(queries, fitting, strict=True)):
+            group = f"medium-{number if way == TO_TEXT else right[0]}"
+            asked = Conversation((user(query),), id=f"{way}-{number}", meta={"query": (way, number)})
+            for k in self.config.ranks:
+                yield Item(f"{asked.id}-at-{k}", _type(way, k), group, asked, " ".join(map(str, right)), k)
 
 
-def _recalls(scores: Tensor, right: Tensor, ks: Sequence[int]) -> Tensor:
-    """Shapes: scores, right [queries, candidates] -> [queries, ks]."""
-    if scores.shape != right.shape:
-        raise DataError(f"expected scores of shape {tuple(right.shape)}, got {tuple(scores.shape)}")
-    return torch.stack([recall_at(scores, right, k) for k in ks], dim=1)
+class RetrievalModel:
+    """A dual encoder that answers the queries of a benchmark with `pairs`, as a language model would answer its questions.
+
+    A conversation says by `meta["query"]` which way it looks and the number of the medium or text that does.
+    """
+
+    def __init__(self, embedder: Embedder, pairs: Pairs, k: int = 10) -> None:
+        self.embedder = embedder
+        self.system = embedder.system
+        self.processor = embedder.processor
+        self.pairs = pairs
+        self.k = k
+        self._embedded: tuple[Tensor, Tensor] | None = None
+
+    def generate(self, conversations: Sequence[Conversation], settings: Sampling, *, batch_size: int = 32) -> list[Ranked]:
+        """The numbers of the `k` best for each conversation, in order; nothing is sampled."""
+        if self._embedded is None:  # every medium and text once, both as queries and as what is searched
+            media = self.embedder.media(self.pairs.media, batch_size)
+            self._embedded = media, self.embedder.texts(self.pairs.texts, batch_size)
+        queries: list[tuple[str, int]] = [conversation.meta["query"] for conversation in conversations]
+        found = {(way, number): self._search(way, number, *self._embedded) for way, number in dict.fromkeys(queries)}
+        return [found[query] for query in queries]
+
+    def _search(self, way: str, number: int, media: Tensor, texts: Tensor) -> Ranked:
+        asked = slice(number, number + 1)
+        scores = similarities(media[asked], texts)[0] if way == TO_TEXT else similarities(media, texts[asked])[:, 0]
+        return Ranked.of(scores, list(map(str, range(len(scores)))), self.k)
 
 
-def _estimates(marks: Tensor, groups: list[str], ks: Sequence[int]) -> dict[int, Estimate]:
-    return {k: of_type(Marks(tuple(marks[:, i].tolist()), tuple(groups))) for i, k in enumerate(ks)}
+def _type(way: str, k: int) -> str:
+    return f"{way}_at_{k}"
 
 
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+def _fitting(item: Item) -> list[str]:
+    """The numbers of what fits the query."""
+    return cast(str, item.truth).split()

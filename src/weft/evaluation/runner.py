@@ -33,7 +33,7 @@ class Answer(Protocol):
 
 
 class Answering(Protocol):
-    """What can be asked: a `Model`, or a dual encoder that chooses among classes."""
+    """What can be asked: a `Model`, or a dual encoder that chooses among classes or searches pairs."""
 
     @property
     def system(self) -> nn.Module: ...
@@ -75,18 +75,20 @@ def evaluate(
 ) -> Evaluation:
     """Answers and marks of the model on a benchmark, with the baselines beside them.
 
-    Baselines on the same items: the same model with pictures shuffled between items (`blind`), a text-only model trained
-    alike (`text_only`, asked without pictures), the most frequent training answer per type, and the benchmark's own
-    expectations. Answers that `settings.folder` already holds are not asked again.
+    Baselines on the same items: the same model with pictures shuffled between items (`blind`, where no pairs are searched), a
+    text-only model trained alike (`text_only`, asked without pictures), the most frequent training answer per type, and the
+    benchmark's own expectations. Answers that `settings.folder` already holds are not asked again.
 
     Raises: RunError where the folder holds the answers of another model, benchmark or sampling; ConfigError for a text-only
-    model on a benchmark whose questions have no text.
+    model on a benchmark for dual encoders.
     """
-    if text_only is not None and benchmark.classes:
-        raise ConfigError(f"the questions of {benchmark.name!r} are media without text; leave out the text-only model")
+    if text_only is not None and (benchmark.classes or benchmark.pairs):
+        raise ConfigError(
+            f"{benchmark.name!r} compares media with texts; leave out the text-only model, which compares nothing"
+        )
     items = benchmark.items()
     runs = {MODEL: _ask(MODEL, model, items, benchmark, settings, progress)}
-    if settings.blind:
+    if settings.blind and benchmark.pairs is None:
         runs[BLIND] = _ask(BLIND, model, shuffled(items), benchmark, settings, progress)
     if text_only is not None:
         asked = without_media(items, text_only.processor.config.boxes.render)

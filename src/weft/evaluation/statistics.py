@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from weft.core.errors import DataError
 
 Z_95 = 1.959963984540054  # the standard normal's 97.5% quantile
 NUM_RESAMPLES = 4000
+
+_Draws = dict[tuple[str, tuple[str, ...]], np.ndarray]
+"""What was drawn for the last groups, by its kind and their names."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +68,22 @@ def of_type(marks: Marks, seed: int = 0) -> Estimate:
     if independent or values.min() == values.max():
         low, high = wilson(mean * num_groups, num_groups)
     else:
-        low, high = _percentiles(_resampled_means(marks, np.random.default_rng(seed)))
+        low, high = _percentiles(_resampled_means(marks, np.random.default_rng(seed), {}))
     return Estimate(mean, min(low, mean), max(high, mean), num)
 
 
 def over_types(by_type: Mapping[str, Marks], seed: int = 0, differences: bool = False) -> Estimate:
     """The mean over types of the means of types, with a stratified bootstrap: groups are resampled within each type.
 
-    Resampling a type that is all right or all wrong would claim certainty: its mean is drawn from Jeffreys' posterior instead,
-    except where the marks are differences of two runs, which have no such ends.
+    Types of the same groups, such as recalls at several ranks, are resampled alike, as they rise and fall together. Resampling
+    a type that is all right or all wrong would claim certainty: its mean is drawn from Jeffreys' posterior instead, except
+    where the marks are differences of two runs, which have no such ends.
     """
     if not by_type:
         raise DataError("a mean over types needs at least one type")
-    rng = np.random.default_rng(seed)
+    rng, draws = np.random.default_rng(seed), _Draws()
     draw = _resampled_means if differences else _drawn_means
-    means = np.mean([draw(marks, rng) for marks in by_type.values()], axis=0)
+    means = np.mean([draw(marks, rng, draws) for marks in by_type.values()], axis=0)
     value = float(np.mean([np.mean(marks.values) for marks in by_type.values()]))
     low, high = _percentiles(means)
     return Estimate(value, min(low, value), max(high, value), sum(len(marks.values) for marks in by_type.values()))
@@ -90,22 +94,33 @@ def median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
-def _drawn_means(marks: Marks, rng: np.random.Generator) -> np.ndarray:
+def _drawn_means(marks: Marks, rng: np.random.Generator, draws: _Draws) -> np.ndarray:
     """`NUM_RESAMPLES` means that the true mean of a type may have."""
     if set(marks.values) not in ({0.0}, {1.0}):
-        return _resampled_means(marks, rng)
-    wrong = rng.beta(0.5, len(set(marks.groups)) + 0.5, size=NUM_RESAMPLES)
+        return _resampled_means(marks, rng, draws)
+    names = tuple(dict.fromkeys(marks.groups))
+    wrong = _drawn(draws, "posterior", names, lambda: rng.beta(0.5, len(names) + 0.5, size=NUM_RESAMPLES))
     return 1.0 - wrong if marks.values[0] else wrong
 
 
-def _resampled_means(marks: Marks, rng: np.random.Generator) -> np.ndarray:
+def _resampled_means(marks: Marks, rng: np.random.Generator, draws: _Draws) -> np.ndarray:
     """`NUM_RESAMPLES` means, each over as many groups as there are, drawn with replacement."""
     numbers: dict[str, int] = {}
     group = np.array([numbers.setdefault(name, len(numbers)) for name in marks.groups])
     sums = np.bincount(group, weights=np.array(marks.values))
     sizes = np.bincount(group)
-    draws = rng.integers(0, len(numbers), size=(NUM_RESAMPLES, len(numbers)))
-    return sums[draws].sum(1) / sizes[draws].sum(1)
+    num = len(numbers)
+    chosen = _drawn(draws, "groups", tuple(numbers), lambda: rng.integers(0, num, size=(NUM_RESAMPLES, num)))
+    return sums[chosen].sum(1) / sizes[chosen].sum(1)
+
+
+def _drawn(draws: _Draws, kind: str, names: tuple[str, ...], draw: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was drawn for these groups already, or a new draw; types of the same groups follow each other."""
+    if (kind, names) not in draws:
+        for other in [key for key in draws if key[1] != names]:
+            del draws[other]
+        draws[kind, names] = draw()
+    return draws[kind, names]
 
 
 def _percentiles(means: np.ndarray) -> tuple[float, float]:

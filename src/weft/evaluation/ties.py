@@ -21,21 +21,13 @@ def recall_at(scores: Tensor, right: Tensor, k: int) -> Tensor:
     if torch.isnan(scores).any():
         raise DataError(f"{int(torch.isnan(scores).sum())} of {scores.numel()} scores are not a number; nothing can be ranked")
     best = scores.masked_fill(~right, -math.inf).amax(1, keepdim=True)
-    ahead = (scores > best).sum(1)
     equal = scores == best
-    tied, winners = equal.sum(1), (equal & right).sum(1)
-    return among_first(k - ahead, tied, winners)
+    counts = torch.stack([k - (scores > best).sum(1), equal.sum(1), (equal & right).sum(1)], dim=1)
+    return torch.tensor([among_first(*row) for row in counts.tolist()], dtype=torch.float64)
 
 
-def among_first(places: Tensor, tied: Tensor, winners: Tensor) -> Tensor:
-    """The chance that one of `winners` is in the first `places` of `tied` candidates in random order.
-
-    Shapes: all [N] -> [N] in float64.
-    """
-    missed = torch.ones(len(places), dtype=torch.float64)
-    losers = (tied - winners).double()
-    for drawn in range(int(places.clamp(min=0).minimum(tied).max())):
-        # one more draw without replacement that is no winner
-        factor = (losers - drawn).clamp(min=0) / (tied - drawn).clamp(min=1)
-        missed = torch.where(drawn < places, missed * factor, missed)
-    return 1.0 - missed
+def among_first(places: int, tied: int, winners: int) -> float:
+    """The chance that one of `winners` is in the first `places` of `tied` candidates in random order."""
+    places = min(max(places, 0), tied)
+    orders = math.comb(tied, places)
+    return (orders - math.comb(tied - winners, places)) / orders  # whole numbers: without ties exactly 0 or 1

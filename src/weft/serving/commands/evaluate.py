@@ -38,6 +38,7 @@ def evaluate(
     from rich.console import Console
 
     from weft.evaluation.catalogue import benchmark_config
+    from weft.evaluation.retrieval import RetrievalModel
     from weft.evaluation.runner import Answering, EvaluationSettings
     from weft.evaluation.runner import evaluate as run
     from weft.evaluation.zero_shot import ZeroShotModel
@@ -53,6 +54,8 @@ def evaluate(
     loaded: Answering
     if chosen.classes:
         loaded = ZeroShotModel(load_embedder(model, where, dtype, revision, beside), chosen.classes, chosen.top)
+    elif chosen.pairs is not None:
+        loaded = RetrievalModel(load_embedder(model, where, dtype, revision, beside), chosen.pairs, chosen.top)
     else:
         loaded = load_model(model, where, dtype, revision, beside)
     baseline = load_model(text_only, where, dtype) if text_only is not None else None
