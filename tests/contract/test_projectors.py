@@ -1,7 +1,11 @@
-"""What every input projector promises; a new one joins by existing."""
+"""What every input projector promises, with zero-initialised numbers at 0.5; a new one joins by existing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from contract_conditions import is_key_bias, open_gates, reached
 from safetensors.torch import load_file, save_file
 
 from weft.core import config as configs
@@ -22,12 +26,22 @@ LAYOUTS = [
     MediaLayout(4, 4, tile_rows=2, tile_columns=3, thumbnail="first", picture_size=(50, 31)),
 ]
 WIDTH, OUTPUT_WIDTH = 24, 40
+MIXED = {
+    "frames": (MediaLayout(4, 4), MediaLayout(4, 4, frames=3), MediaLayout(4, 4, frames=2)),
+    "grids": (MediaLayout(4, 6), MediaLayout(2, 12), MediaLayout(6, 4)),  # as many features in other grids
+    "tiles": (
+        MediaLayout(4, 4, tile_rows=1, tile_columns=2, thumbnail="first", picture_size=(40, 20)),
+        MediaLayout(4, 4, tile_rows=2, tile_columns=2, thumbnail="last", picture_size=(20, 33)),
+    ),
+}
 each_projector = pytest.mark.parametrize("name", PROJECTORS)
 
 
 def build(name: str) -> InputProjector:
     torch.manual_seed(0)
-    return PROJECTORS[name].Config.tiny().build(WIDTH, OUTPUT_WIDTH).eval()
+    projector = PROJECTORS[name].Config.tiny().build(WIDTH, OUTPUT_WIDTH).eval()
+    open_gates(projector)
+    return projector
 
 
 def features_of(layout: MediaLayout, count: int = 1, seed: int = 0) -> MediaFeatures:
@@ -37,7 +51,7 @@ def features_of(layout: MediaLayout, count: int = 1, seed: int = 0) -> MediaFeat
     return MediaFeatures(values, torch.arange(units) // layout.num_units, (layout,) * count)
 
 
-def legal(projector: InputProjector, layouts: list[MediaLayout] = LAYOUTS) -> list[MediaLayout]:
+def legal(projector: InputProjector, layouts: Sequence[MediaLayout] = LAYOUTS) -> list[MediaLayout]:
     """The layouts that the projector takes; it says no by ConfigError before it computes anything."""
     taken = []
     for layout in layouts:
@@ -88,45 +102,54 @@ def test_a_medium_alone_equals_the_same_medium_in_a_batch(name):
 
 
 @each_projector
-@pytest.mark.parametrize(
-    "layouts",
-    [
-        (MediaLayout(4, 4), MediaLayout(4, 4, frames=3), MediaLayout(4, 4, frames=2)),
-        (MediaLayout(4, 6), MediaLayout(2, 12), MediaLayout(6, 4)),  # as many features in other grids
-        (
-            MediaLayout(4, 4, tile_rows=1, tile_columns=2, thumbnail="first", picture_size=(40, 20)),
-            MediaLayout(4, 4, tile_rows=2, tile_columns=2, thumbnail="last", picture_size=(20, 33)),
-        ),
-    ],
-    ids=["frames", "grids", "tiles"],
-)
-def test_a_medium_alone_equals_the_same_medium_among_others_of_another_layout(name, layouts):
+def test_a_medium_alone_equals_the_same_medium_among_others_of_another_layout(name):
     projector = build(name)
-    if legal(projector, list(layouts)) != list(layouts):
-        pytest.skip("it takes other grids, and says so before it computes anything")
-    length = layouts[0].height * layouts[0].width
-    unit_item = torch.tensor([item for item, layout in enumerate(layouts) for _ in range(layout.num_units)])
-    values = torch.randn(len(unit_item), length, WIDTH, generator=torch.Generator().manual_seed(4))
-    with torch.no_grad():
-        mixed = projector(MediaFeatures(values, unit_item, layouts))
-        for item, layout in enumerate(layouts):
-            own = values[unit_item == item]
-            alone = projector(MediaFeatures(own, torch.zeros(len(own), dtype=torch.long), (layout,)))
-            assert len(alone.values) == projector.config.num_tokens(layout)
-            torch.testing.assert_close(mixed.values[mixed.item == item], alone.values, rtol=0, atol=1e-5)  # float32
+    taken = {kind: legal(projector, layouts) for kind, layouts in MIXED.items()}
+    mixed_kinds = [kind for kind, layouts in taken.items() if len(layouts) > 1]
+    assert mixed_kinds, "a projector takes at least one of the usual mixtures"
+    for kind in mixed_kinds:
+        layouts = tuple(taken[kind])
+        length = layouts[0].height * layouts[0].width
+        unit_item = torch.tensor([item for item, layout in enumerate(layouts) for _ in range(layout.num_units)])
+        values = torch.randn(len(unit_item), length, WIDTH, generator=torch.Generator().manual_seed(4))
+        with torch.no_grad():
+            mixed = projector(MediaFeatures(values, unit_item, layouts))
+            for item, layout in enumerate(layouts):
+                own = values[unit_item == item]
+                alone = projector(MediaFeatures(own, torch.zeros(len(own), dtype=torch.long), (layout,)))
+                assert len(alone.values) == projector.config.num_tokens(layout)
+                torch.testing.assert_close(mixed.values[mixed.item == item], alone.values, rtol=0, atol=1e-5)  # float32
 
 
 @each_projector
-def test_the_gradient_reaches_every_parameter_and_the_features(name):
+def test_the_gradient_reaches_every_parameter_and_the_features_whatever_the_layout(name):
     projector = build(name)
-    features = features_of(legal(projector)[0], count=2)
-    features.values.requires_grad_()
-    probe = torch.randn(OUTPUT_WIDTH, generator=torch.Generator().manual_seed(3))
-    (projector(features).values @ probe).sum().backward()
-    assert features.values.grad is not None
-    assert (features.values.grad.abs().sum((1, 2)) > 0).all()
-    for parameter_name, parameter in projector.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+    names = {n for n, _ in projector.named_parameters() if not is_key_bias(n)}
+    for layout in legal(projector):
+        features = features_of(layout, count=2)
+        features.values.requires_grad_()
+        assert names - reached(projector, projector(features).values) == set()
+        assert features.values.grad is not None
+        assert (features.values.grad.abs().sum((1, 2)) > 0).all()
+
+
+@each_projector
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16 weights", "autocast"])
+def test_in_bfloat16_tokens_of_every_layout_are_finite_and_near(name, autocast):
+    projector = build(name)
+    layouts = legal(projector)
+    inputs = [features_of(layout, count=2) for layout in layouts]
+    with torch.no_grad():
+        exact = [projector(features).values for features in inputs]
+        projector = projector if autocast else projector.bfloat16()
+        for layout, features, expected in zip(layouts, inputs, exact, strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                tokens = projector(replace(features, values=features.values.bfloat16()))
+            assert autocast or tokens.values.dtype == torch.bfloat16
+            assert len(tokens.values) == 2 * projector.config.num_tokens(layout)
+            assert tokens.values.isfinite().all()
+            # 8 bits of mantissa through a few layers: a few percent of the tokens' size
+            assert (tokens.values.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
 @each_projector
