@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,12 +88,12 @@ def hubert():
     return transformers.HubertForCTC(config)
 
 
-def clap():
+def clap(**changes):
     audio = {
         "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "patch_embeds_hidden_size": 12, "hidden_size": 24,
         "depths": [2, 2], "num_attention_heads": [2, 3], "num_hidden_layers": 2,
     }  # fmt: skip
-    return transformers.ClapModel(transformers.ClapConfig(audio_config=audio, text_config=TEXT))
+    return transformers.ClapModel(transformers.ClapConfig(audio_config=audio | changes, text_config=TEXT))
 
 
 def written(folder, model, *preprocessors):
@@ -247,7 +248,25 @@ def test_clap_hears_what_the_reference_hears(tmp_path, alone):
         assert_close(features(loaded, expected[0].mT), grid.flatten(2).mT)
 
 
-def test_clap_with_fused_spectrograms_is_refused(tmp_path):
+@pytest.mark.parametrize("seconds", [2.5, 0.6])
+def test_clap_with_fusion_hears_what_the_reference_hears(tmp_path, seconds, monkeypatch):
+    monkeypatch.setattr(np.random, "choice", lambda places: places[len(places) // 2])  # where Weft begins its clips
+    extractor = transformers.ClapFeatureExtractor(max_length_s=1)
+    theirs = clap(num_mel_bins=64, spec_size=128, enable_fusion=True)
+    loaded = weft.load_encoder(written(tmp_path, theirs, extractor))
+    assert loaded.transform == ClapAudioTransform(clip_seconds=1, lowest_hz=0.0, fused=True)
+    assert loaded.encoder.config.unit_shape == (5, 64, 101)
+    samples = np.random.default_rng(0).normal(0, 0.1, round(seconds * 48_000)).astype(np.float32)
+    unit = loaded.transform.open(Waveform(samples, 48_000), loaded.encoder.config.layout())
+    units = torch.as_tensor(unit.units)
+    views = torch.as_tensor(np.asarray(extractor(samples, sampling_rate=48_000)["input_features"])).float()
+    assert (units[:, :4].mT - views).abs().max() < 1e-4  # decibels; the extractor rounds spectra to float32
+    with torch.no_grad():
+        grid = theirs.audio_model(units[:, :4].mT, is_longer=torch.tensor([[seconds > 1]])).last_hidden_state
+        assert_close(features(loaded, units), grid.flatten(2).mT)
+
+
+def test_clap_without_fusion_does_not_take_fused_spectrograms(tmp_path):
     written(tmp_path, clap(), transformers.ClapFeatureExtractor(feature_size=16, truncation="fusion"))
     with pytest.raises(CheckpointError, match="truncation='fusion', not 'rand_trunc'"):
         weft.load_encoder(tmp_path)
@@ -367,6 +386,50 @@ def test_offline_and_not_in_the_cache_is_one_clear_error(cache, name, revision):
     with pytest.raises(CheckpointError, match=f"{name}.*nor in the local hub cache.*give a folder") as caught:
         weft.load_encoder(name, revision=revision)
     assert "\n" not in str(caught.value)
+
+
+PUBLISHED = {  # what the repositories hold besides pictures and cards, and what is fetched of it
+    "microsoft/msclap": (("CLAP_weights_2022.pth",), ("CLAP_weights_2023.pth", "clapcap_weights_2023.pth", "README.md")),
+    "timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k": (
+        ("open_clip_config.json", "open_clip_pytorch_model.bin", "tokenizer.json", "vocab.json", "special_tokens_map.json"),
+        ("merges.txt", ".gitattributes"),
+    ),
+    "timm/dm_nfnet_f0.dm_in1k": (("config.json", "model.safetensors"), ("pytorch_model.bin", "README.md")),
+    "timm/eva02_base_patch16_clip_224.merged2b": (
+        ("config.json", "model.safetensors", "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"),
+        ("pytorch_model.bin", "open_clip_pytorch_model.bin"),
+    ),
+    "laion/clap-htsat-unfused": (
+        ("config.json", "preprocessor_config.json", "pytorch_model.bin", "tokenizer.json"),
+        ("a.png",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_of_a_repository_the_files_that_are_read_are_fetched_and_torch_files_only_without_safetensors(
+    name, monkeypatch, tmp_path
+):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted, other = PUBLISHED[name]
+    fetched = {}
+
+    def listed(self, repository, revision):
+        files = [SimpleNamespace(rfilename=file) for file in (*wanted, *other)]
+        return SimpleNamespace(siblings=files, sha=COMMITS[0])
+
+    def download(repository, revision, allow_patterns):
+        fetched[repository, revision] = set(filter_repo_objects((*wanted, *other), allow_patterns=allow_patterns))
+        return tmp_path
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", listed)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(CheckpointError, match="holds no model"):  # an empty folder stands for the snapshot
+        weft.load_encoder(name)
+    assert fetched == {(name, COMMITS[0]): set(wanted)}
 
 
 # as the start of a part

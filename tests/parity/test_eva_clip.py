@@ -1,26 +1,20 @@
 """EVA-CLIP: BLIP-2's tower against `transformers`, each block type against equations written out from the published names."""
 
 import dataclasses
-import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from reference_models import assert_close, randomise, to_transformers, to_weft
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
 
 from weft.checkpoints.blip_2_vision import BLIP_2_VISION, LAVIS_EVA_VIT
 from weft.checkpoints.eva_clip import EVA_CLIP, EVA_CLIP_VISION
-from weft.checkpoints.weight_files import weights
 from weft.core.batch import MediaBatch, MultimodalBatch, SampleRef, TextSide
 from weft.core.errors import CheckpointError
 from weft.core.layout import MediaLayout
 from weft.encoders.clip import ClipText
 from weft.encoders.eva_clip import EvaClipVision
-from weft.recipes.encoder_loading import load_encoder
-from weft.recipes.loading import load_system
 from weft.systems.dual_encoder import DualEncoder
 
 transformers = pytest.importorskip("transformers")
@@ -332,31 +326,6 @@ def test_whole_model_compares_the_heads_vector_with_the_projected_text():
         assert_close(found["text"], F.normalize(theirs(input_ids=tokens).text_embeds, dim=-1))
         assert_close(found["media"], F.normalize(equations(published, PIXELS, "sub_norm", 3)[-1], dim=-1))
     assert ours.logit_scale == 3.0
-
-
-def test_a_folder_with_its_config_weights_and_tokenizer_opens(tmp_path):
-    words = Tokenizer(models.WordLevel({"a": 0, "desk": 1}, unk_token="a"))
-    words.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    words.save(str(tmp_path / "tokenizer.json"))
-    names = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
-    text = ClipText.Config(
-        vocabulary=4, context=9, width=32, num_layers=1, num_heads=2, feed_forward_width=128, activation="gelu"
-    )
-    config = DualEncoder.Config(media=tower("sub_norm"), text=text, embedding_width=JOINT, projected=("text",))
-    state = EVA_CLIP.key_map(config).from_weft(weights(config.build()))
-    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(EVA_CLIP.write_config(config)))
-    loaded = load_system(tmp_path)
-    assert loaded.system.config == config
-    assert loaded.processor.config.template == "clip_text"
-    assert loaded.processor.config.transforms["image"].size == 30
-    found = EVA_CLIP.key_map(config).from_weft(weights(loaded.system))
-    assert all(torch.equal(value, state[key]) for key, value in found.items())
-    alone = load_encoder(tmp_path)
-    assert alone.encoder.config == config.media and "logit_scale" in alone.dropped
-    with torch.no_grad():
-        assert torch.equal(alone.encoder.pool(PIXELS), loaded.system.eval().media.pool(PIXELS))
 
 
 # Published sizes

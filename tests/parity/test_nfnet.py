@@ -10,12 +10,19 @@ import math
 import pytest
 import torch
 from reference_models import assert_close
+from safetensors.torch import save_file
+from stock_pictures import noise, stock_values
 
+import weft
 from weft.checkpoints.checkpoint_format import format_of
 from weft.checkpoints.nfnet import NFNET
 from weft.checkpoints.weight_files import weights
 from weft.core.errors import CheckpointError
+from weft.data.images import IMAGENET_MEAN, IMAGENET_STD, EvenCentreTransform
+from weft.encoders.clip import ClipText
 from weft.encoders.nfnet import Nfnet
+from weft.recipes.starting_weights import starting_weights
+from weft.systems.dual_encoder import DualEncoder
 
 DEPTHS, WIDTHS, STEM, GROUP = (1, 2, 3, 1), (16, 32, 64, 64), 16, 8
 GAMMA = 1.7015043497085571
@@ -203,6 +210,71 @@ def test_the_other_network_of_a_similar_name_is_refused():
     state = {name: value for name, value in published_state().items() if "skipinit" not in name}
     with pytest.raises(CheckpointError, match=r"7 missing \(stages\.\{0\.\.3\}\.0\.skipinit_gain"):
         encoder_of(saved_config(64), state)
+
+
+def published_folder(folder, file: str = "model.safetensors", **stated) -> dict[str, torch.Tensor]:
+    """A folder as `timm` pushes it to the hub, with all that the published configs of F0 to F6 state."""
+    config = saved_config(64)
+    config["pretrained_cfg"] = {
+        "tag": "dm_in1k", "custom_load": False, "input_size": [3, 64, 64], "test_input_size": [3, 96, 96],
+        "fixed_input_size": False, "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "squash",
+        "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "num_classes": 1000, "pool_size": [6, 6],
+        "first_conv": "stem.conv1", "classifier": "head.fc", **stated,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config | {"num_features": 2 * WIDTHS[-1]}))
+    (save_file if file.endswith("safetensors") else torch.save)(state := published_state(), folder / file)
+    return state
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@torch.no_grad()
+def test_a_published_folder_opens_with_its_test_transform(tmp_path, file):
+    """Pictures are squashed to 64 / 0.9 = 71 pixels, of which the middle 64 are kept, from the fourth on."""
+    state = published_folder(tmp_path, file)
+    loaded = weft.load_encoder(tmp_path)
+    assert loaded.transform == EvenCentreTransform(
+        size=64, resize="direct", shorter_side=71, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+    image = noise(90, 50)
+    pixels = loaded.transform.apply(image)[None]
+    assert (pixels[0] - stock_values(image, 64, 71, IMAGENET_MEAN, IMAGENET_STD, squash=True)).abs().max() < 1e-5
+    _, final = reference(state, pixels)
+    layout = loaded.encoder.config.layout()
+    assert_close(loaded.encoder(pixels, torch.arange(1), (layout,)).values, final.flatten(2).transpose(1, 2).float())
+    assert set(loaded.dropped) == {"head.fc.weight", "head.fc.bias"}
+
+
+def test_a_recipes_tower_starts_from_a_published_folder(tmp_path):
+    state = published_folder(tmp_path)
+    media = NFNET.read_config(saved_config(64))
+    system = DualEncoder.Config(media=media, text=ClipText.Config.tiny(), embedding_width=24).build()
+    fill = starting_weights([f"media={tmp_path}"])
+    assert fill is not None
+    fill(system)
+    assert torch.equal(system.media.final.weight, state["final_conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"interpolation": "lanczos"}, "interpolation='lanczos'"),
+        ({"crop_mode": "border"}, "crop_mode='border'"),
+        ({"crop_pct": 0}, None),
+        ({"crop_pct": -1}, "crop_pct=-1"),
+        ({"mean": "grey"}, "mean='grey'"),
+        ({"input_size": [64]}, "square pictures"),
+    ],
+    ids=str,
+)
+def test_preprocessing_that_weft_has_not_is_one_line(tmp_path, stated, said):
+    published_folder(tmp_path, **stated)
+    if said is None:  # what `timm` takes for not stated
+        assert weft.load_encoder(tmp_path).transform.shorter_side == 73
+        return
+    with pytest.raises(CheckpointError, match=said) as caught:
+        weft.load_encoder(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ def from_open_clip(saved: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises: CheckpointError for a model that is no EVA-CLIP.
     """
     model = saved.get("model_cfg")
-    vision, text = (model.get(f"{tower}_cfg") if isinstance(model, dict) else None for tower in ("vision", "text"))
-    if not (isinstance(model, dict) and isinstance(vision, dict) and isinstance(text, dict)):
-        raise CheckpointError(f"{where} has no model_cfg with vision_cfg and text_cfg; download it again")
+    model = model if isinstance(model, dict) else {}
+    vision, text = model.get("vision_cfg"), model.get("text_cfg")
+    if not (isinstance(vision, dict) and isinstance(text, dict) and isinstance(model.get("embed_dim"), int)):
+        raise CheckpointError(f"{where} has no model_cfg with embed_dim, vision_cfg and text_cfg; download it again")
     name = vision.get("timm_model_name")
     if not isinstance(name, str) or name not in TIMM_SIZES:
         tower = f"timm's {name}" if name else "a tower of open_clip's own"

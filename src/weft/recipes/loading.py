@@ -128,9 +128,7 @@ def _built(system_config: System.Config, folder: Path) -> System:
         with skeleton():
             return system_config.build()
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes no system that can be built ({type(error).__name__}: {error})"
-        ) from error
+        raise CheckpointError(f"{folder} describes no system that can be built ({type(error).__name__}: {error})") from error
 
 
 def _read_weft_folder(folder: Path) -> FolderContents:
