@@ -71,6 +71,10 @@ class Evaluation:
         paired = [replace(record, score=record.score - other[record.id]) for record in self.runs[MODEL]]
         return over_types(_marks(paired), differences=True)
 
+    def failed(self, run: str = MODEL) -> tuple[Record, ...]:
+        """The questions of a run that could not be asked, as a medium of theirs cannot be read; they count as wrong."""
+        return tuple(record for record in self.runs[run] if record.error)
+
     @property
     def seconds(self) -> float:
         """Time that the model took to answer."""
@@ -81,6 +85,7 @@ class Evaluation:
         return {
             "benchmark": self.benchmark,
             "questions": len(self.runs[MODEL]),
+            "failed": {run: len(self.failed(run)) for run in self.runs},
             "seconds": round(self.seconds, 3),
             "mean": {run: _plain(self.mean(run)) for run in self.runs},
             "types": {t: {run: _plain(self.by_type(t, run)) for run in self.runs} for t in self.types},

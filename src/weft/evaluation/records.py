@@ -16,7 +16,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Record:
-    """One question with its answer and mark. Units: `score` 0 to 1, `seconds` of generation for this answer."""
+    """One question with its answer and mark. Units: `score` 0 to 1, `seconds` of generation for this answer.
+
+    `error` says why a question could not be asked: a medium that cannot be read. It counts as answered wrong.
+    """
 
     id: str
     type: str
@@ -26,12 +29,14 @@ class Record:
     reply: str
     score: float
     seconds: float = 0.0
+    error: str = ""
 
 
 class RecordFile:
     """Records of one run as JSON lines behind a header that says what was asked of whom.
 
-    A line is written whole or, where a process died in the middle of it, dropped when the file is opened again.
+    A line is written whole or, where a process died in the middle of it, dropped when the file is opened again. Of a question
+    that was asked again the last line counts.
 
     Raises: RunError where the file holds answers to something else; DataError where a line within it is damaged.
     """
@@ -89,16 +94,17 @@ def read_records(path: str | Path) -> tuple[Record, ...]:
 def _parse(path: Path) -> tuple[dict[str, Any], tuple[Record, ...]]:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     header: dict[str, Any] = {}
-    records = []
+    records: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
             if number == 1:
                 header = fields
             else:
-                records.append(Record(**fields))
+                record = Record(**fields)
+                records[record.id] = record
         except (json.JSONDecodeError, TypeError) as error:
             raise DataError(f"{path}, line {number}: not a record ({error}); delete the file to answer anew") from None
     if header.pop("records", None) != FORMAT:
         raise DataError(f"{path}: the first line is no header of records in format {FORMAT}; delete the file to answer anew")
-    return header, tuple(records)
+    return header, tuple(records.values())

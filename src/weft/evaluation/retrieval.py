@@ -6,17 +6,19 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from weft.core.conversation import Conversation, Media, user
-from weft.core.errors import ConfigError
+from weft.core.errors import ConfigError, UnreadableMedium
 from weft.evaluation.benchmark import Benchmark, Item, ReadBox
 from weft.evaluation.classes import Ranked
 from weft.evaluation.evaluation import MODEL
 from weft.evaluation.pairs import Pairs
 from weft.evaluation.ties import among_first
+from weft.evaluation.unreadable import made_or_refused
 from weft.inference.embedder import Embedder, similarities
 from weft.inference.sampling import Sampling
 
@@ -89,7 +91,8 @@ class RetrievalBenchmark(Benchmark):
 class RetrievalModel:
     """A dual encoder that answers the queries of a benchmark with `pairs`, as a language model would answer its questions.
 
-    A conversation says by `meta["query"]` which way it looks and the number of the medium or text that does.
+    A conversation says by `meta["query"]` which way it looks and the number of the medium or text that does. No text finds a
+    medium that cannot be read; where it is to look itself, UnreadableMedium is raised.
     """
 
     def __init__(self, embedder: Embedder, pairs: Pairs, k: int = 10) -> None:
@@ -98,21 +101,43 @@ class RetrievalModel:
         self.processor = embedder.processor
         self.pairs = pairs
         self.k = k
-        self._embedded: tuple[Tensor, Tensor] | None = None
+        self._embedded: _Embedded | None = None
 
     def generate(self, conversations: Sequence[Conversation], settings: Sampling, *, batch_size: int = 32) -> list[Ranked]:
         """The numbers of the `k` best for each conversation, in order; nothing is sampled."""
         if self._embedded is None:  # every medium and text once, both as queries and as what is searched
-            media = self.embedder.media(self.pairs.media, batch_size)
-            self._embedded = media, self.embedder.texts(self.pairs.texts, batch_size)
+            self._embedded = self._embed(batch_size)
         queries: list[tuple[str, int]] = [conversation.meta["query"] for conversation in conversations]
-        found = {(way, number): self._search(way, number, *self._embedded) for way, number in dict.fromkeys(queries)}
+        found = {(way, number): self._search(way, number, self._embedded) for way, number in dict.fromkeys(queries)}
         return [found[query] for query in queries]
 
-    def _search(self, way: str, number: int, media: Tensor, texts: Tensor) -> Ranked:
-        asked = slice(number, number + 1)
-        scores = similarities(media[asked], texts)[0] if way == TO_TEXT else similarities(media, texts[asked])[:, 0]
-        return Ranked.of(scores, list(map(str, range(len(scores)))), self.k)
+    def _embed(self, batch_size: int) -> _Embedded:
+        found = made_or_refused(lambda media: self.embedder.media(media, batch_size).unbind(), self.pairs.media)
+        refused = {number: error for number, error in enumerate(found) if isinstance(error, UnreadableMedium)}
+        vectors = {number: vector for number, vector in enumerate(found) if isinstance(vector, Tensor)}
+        if not vectors:
+            raise refused[0]
+        texts = self.embedder.texts(self.pairs.texts, batch_size)
+        return _Embedded(torch.stack([*vectors.values()]), [*vectors], texts, refused)
+
+    def _search(self, way: str, number: int, among: _Embedded) -> Ranked:
+        if way == TO_MEDIA:
+            scores = similarities(among.media, among.texts[number : number + 1])[:, 0]
+            return Ranked.of(scores, [*map(str, among.numbers)], self.k)
+        if number in among.refused:
+            raise among.refused[number]
+        row = among.numbers.index(number)
+        scores = similarities(among.media[row : row + 1], among.texts)[0]
+        return Ranked.of(scores, [*map(str, range(len(scores)))], self.k)
+
+
+class _Embedded(NamedTuple):
+    """Vectors of the media that can be read, with their numbers, and of all texts; why the other media cannot be read."""
+
+    media: Tensor
+    numbers: list[int]
+    texts: Tensor
+    refused: dict[int, UnreadableMedium]
 
 
 def _type(way: str, k: int) -> str:

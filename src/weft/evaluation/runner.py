@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +13,13 @@ from torch import nn
 
 from weft.core.config import to_dict
 from weft.core.conversation import Conversation
-from weft.core.errors import ConfigError
+from weft.core.errors import ConfigError, DataError, UnreadableMedium
 from weft.data.images import open_image
 from weft.data.processor import Processor
 from weft.evaluation.benchmark import Benchmark, Item, ReadBox, question_text, shuffled, without_media
 from weft.evaluation.evaluation import BLIND, MODEL, MOST_FREQUENT, TEXT_ONLY, Evaluation
 from weft.evaluation.records import Record, RecordFile
+from weft.evaluation.unreadable import made_or_refused
 from weft.inference.sampling import Sampling
 
 Progress = Callable[[str, int, int], None]
@@ -79,8 +80,11 @@ def evaluate(
     text-only model trained alike (`text_only`, asked without pictures), the most frequent training answer per type, and the
     benchmark's own expectations. Answers that `settings.folder` already holds are not asked again.
 
+    A question with a medium that cannot be read is recorded with the reason and counts as wrong, in the shuffled run the
+    question that was given the medium; with a folder it is asked again by the next call.
+
     Raises: RunError where the folder holds the answers of another model, benchmark or sampling; ConfigError for a text-only
-    model on a benchmark for dual encoders.
+    model on a benchmark for dual encoders; DataError where no question could be asked.
     """
     if text_only is not None and (benchmark.classes or benchmark.pairs):
         raise ConfigError(
@@ -88,6 +92,8 @@ def evaluate(
         )
     items = benchmark.items()
     runs = {MODEL: _ask(MODEL, model, items, benchmark, settings, progress)}
+    if items and all(record.error for record in runs[MODEL]):
+        raise DataError(f"none of the {len(items)} questions of {benchmark.name!r} could be asked: {runs[MODEL][0].error}")
     if settings.blind and benchmark.pairs is None:
         runs[BLIND] = _ask(BLIND, model, shuffled(items), benchmark, settings, progress)
     if text_only is not None:
@@ -142,23 +148,30 @@ def _ask(
     progress: Progress | None,
 ) -> tuple[Record, ...]:
     file = _open(run, protocol(model, benchmark, settings), settings)
-    done = {} if file is None else dict(file.records)
+    known = {} if file is None else file.records
+    done = {id: record for id, record in known.items() if not record.error}
     sampling = _sampling(benchmark, settings)
     if progress is not None:
         progress(run, len(done), len(items))
+
+    def answers(asked: Sequence[Item]) -> Sequence[Answer]:
+        return model.generate([item.conversation for item in asked], sampling, batch_size=settings.batch_size)
+
     for batch in _batches(items, _ASKED_TOGETHER):
         if all(item.id in done for item in batch):
             continue
         start = time.perf_counter()
-        replies = model.generate([item.conversation for item in batch], sampling, batch_size=settings.batch_size)
+        replies = made_or_refused(answers, batch)
         seconds = (time.perf_counter() - start) / len(batch)
         records = [
-            _record(item, reply.text, benchmark.score(item, reply.text, box_reader(model, item)), seconds)
+            _failed(item, reply)
+            if isinstance(reply, UnreadableMedium)
+            else _record(item, reply.text, benchmark.score(item, reply.text, box_reader(model, item)), seconds)
             for item, reply in zip(batch, replies, strict=True)
             if item.id not in done
         ]
         if file is not None:
-            file.append(records)
+            file.append([record for record in records if record != known.get(record.id)])
         done.update((record.id, record) for record in records)
         if progress is not None:
             progress(run, len(done), len(items))
@@ -185,6 +198,10 @@ def _constant(item: Item, constants: Mapping[str, Any], benchmark: Benchmark) ->
 def _record(item: Item, reply: str, score: float, seconds: float = 0.0) -> Record:
     question = question_text(item.conversation)
     return Record(item.id, item.type, item.group, question, _written(item.truth), reply, float(score), float(seconds))
+
+
+def _failed(item: Item, error: UnreadableMedium) -> Record:
+    return replace(_record(item, "", 0.0), error=str(error))
 
 
 def _written(truth: str | tuple[float, ...]) -> str:

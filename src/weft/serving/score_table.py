@@ -54,6 +54,16 @@ def score_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def failures(evaluation: Evaluation) -> list[str]:
+    """A line for every run in which questions could not be asked."""
+    return [
+        f"{run_title(run, evaluation.titles)}: {len(failed):,} of {len(evaluation.runs[run]):,} questions could not be asked "
+        f"and count as wrong; the first: {failed[0].error}"
+        for run in (MODEL, *evaluation.baselines)
+        if (failed := evaluation.failed(run))
+    ]
+
+
 def run_title(run: str, titles: Mapping[str, str]) -> str:
     """A run's name for people: the benchmark's own, or the usual one."""
     return titles.get(run) or RUN_TITLES.get(run, run.replace("_", " "))

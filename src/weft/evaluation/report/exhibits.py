@@ -15,8 +15,11 @@ from weft.evaluation.report.content import Exhibit
 
 
 def choose_exhibits(items: Sequence[Item], records: Sequence[Record], read_box: ReadBox) -> list[Exhibit]:
-    """Of every type the first fully right answer and the first that is not, in the order of the benchmark."""
-    by_id = {record.id: record for record in records}
+    """Of every type the first fully right answer and the first that is not, in the order of the benchmark.
+
+    A question that could not be asked has no picture to show.
+    """
+    by_id = {record.id: record for record in records if not record.error}
     chosen: dict[tuple[str, bool], Exhibit] = {}
     for item in items:
         record = by_id.get(item.id)

@@ -59,6 +59,8 @@ def _lead(content: ReportContent) -> list[str]:
         f"Measured on <strong>{what}</strong>, about pictures that training never saw. The score is the mean over types, "
         f"<strong>{percent(mean.value)}</strong> with a 95% interval of {interval(mean)}."
     ]
+    if failed := evaluation.failed():
+        sentences.append(f"{len(failed):,} of them could not be asked, as a medium cannot be read, and count as wrong.")
     gains = [(run, evaluation.gain(run)) for run in evaluation.baselines]
     told = [f"<strong>{100 * g.value:.1f}</strong> points above {escape(run_name(run))}" for run, g in gains if g is not None]
     if told:

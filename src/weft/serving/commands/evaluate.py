@@ -47,7 +47,7 @@ def evaluate(
     from weft.serving.chosen_recipe import with_overrides
     from weft.serving.device import chosen_device
     from weft.serving.precision import chosen_precision
-    from weft.serving.score_table import EvaluationProgress, score_table
+    from weft.serving.score_table import EvaluationProgress, failures, score_table
 
     chosen = with_overrides(benchmark_config(benchmark), settings).build()
     where, dtype, beside = chosen_device(device), chosen_precision(precision), assigned(parts or ())
@@ -73,5 +73,7 @@ def evaluate(
         typer.echo(json.dumps(evaluation.summary(), indent=2, ensure_ascii=False))
         return
     Console().print(score_table(evaluation))
+    for line in failures(evaluation):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         Console(stderr=True).print(f"answers and scores: [bold]{output}[/]", highlight=False)
