@@ -17,7 +17,7 @@ from weft.recipes.shrinking import tiny_tokenizer
 from weft.systems.accounting import num_parameters, on_meta
 from weft.training.freezing import freeze
 
-TOWER = 303_179_776  # CLIP's L/14 at 224 pixels
+TOWER = 404_187_136  # LanguageBind's: CLIP's L/14 at 224 pixels and attention over time
 LANGUAGE_MODEL = {"7b": 6_738_415_616, "13b": 13_015_864_320}
 
 
@@ -28,18 +28,21 @@ def test_stages_parameters_and_tokens(size):
     assert (instruct.optimizer.learning_rate, instruct.batch_size) == (2e-5, 128)
     system = on_meta(instruct.system)
     encoder = system.stream("video").encoder
-    assert num_parameters(encoder.image) == TOWER and num_parameters(encoder.frame_embedding) == NUM_FRAMES * 1024
+    assert num_parameters(encoder) == TOWER and (encoder.config.num_frames, encoder.config.unit_shape[-1]) == (NUM_FRAMES, 224)
     assert num_parameters(system.language_model) == LANGUAGE_MODEL[size]
     width = 5120 if size == "13b" else 4096
     assert num_parameters(system.stream("video").projector) == 2 * 4096 + (4096 + 1) * width + (width + 1) * width
     for stage in (align, instruct):
         unit = stage.system.layout("video")
-        film = stage.processor.transforms["video"].usual_layout(unit)
+        transform = stage.processor.transforms["video"]
+        assert (transform.num_frames, transform.unit_shape) == (NUM_FRAMES, encoder.config.unit_shape)
+        film = transform.usual_layout(unit)
         assert stage.system.num_positions("video", film) == 8 * 64
         assert stage.system.num_positions("video", MediaLayout(16, 16)) == 64, "a picture is a film of one frame"
-    trained = freeze(system, align.train)
-    assert {name.split(".")[2] for name in trained} == {"encoder", "projector"}
-    assert [name for name in trained if ".encoder." in name] == ["streams.video.encoder.frame_embedding.table"]
+    assert {".".join(name.split(".")[:3]) for name in freeze(system, align.train)} == {"streams.video.projector"}
+    assert not any(name.startswith("streams.video.encoder") for name in freeze(system, instruct.train)), (
+        "the tower stays frozen"
+    )
 
 
 def test_an_unknown_size_is_told_with_the_nearest():
@@ -69,15 +72,17 @@ def test_a_film_backwards_is_another_film_and_without_moments_its_frames_are_the
     forwards, backwards = logits(watching, film, np.ascontiguousarray(film[::-1]))
     assert (forwards - backwards).abs().max() > 1e-3
     system, processor = watching
-    table = system.stream("video").encoder.frame_embedding.table
+    tables = [block.before_attention.embedding.table for block in system.stream("video").encoder.image.blocks]
     batch = collate([processor.encode(about(each)) for each in (film, np.ascontiguousarray(film[::-1]))])
-    kept = table.detach().clone()
+    kept = [table.detach().clone() for table in tables]
     try:
         with torch.no_grad():
-            table.zero_()
+            for table in tables:
+                table.zero_()
             first, second = system.encode(batch)["video"].by_item()[0].unflatten(1, (4, -1))
     finally:
-        table.data.copy_(kept)
+        for table, values in zip(tables, kept, strict=True):
+            table.data.copy_(values)
     torch.testing.assert_close(first, second.flip(0), rtol=0, atol=1e-5)  # float32: frame by frame, the same features
 
 

@@ -51,7 +51,7 @@ class TemporalAttention(nn.Module):
         if not videos and torch.is_grad_enabled():
             hidden = hidden + 0.0 * self.attended(hidden[:1, None, :1])[0]  # trained parts join every graph
         for units in videos:
-            index = units.flatten()
+            index = units.flatten().to(hidden.device)  # what is counted without values has its layouts elsewhere
             frames = self.attended(hidden.index_select(0, index).unflatten(0, units.shape))
             hidden = hidden.index_copy(0, index, frames.flatten(0, 1).to(hidden.dtype))
         return hidden, memory

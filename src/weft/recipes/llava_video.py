@@ -1,10 +1,10 @@
-"""LLaVA-1.5 that watches: frames of a film one by one through CLIP, each with a learned vector that says when it was.
+"""LLaVA-1.5 that watches: eight frames of a film through LanguageBind's video tower, which attends over time.
 
-Weft's own composition; no paper trained this very model. Stages and rates are LLaVA-1.5's (arXiv:2310.03744). A film is eight
-frames of 224 pixels, evenly chosen as by Video-LLaVA (arXiv:2311.10122), in one stream with pictures, which are films of one
-frame; four neighbours of a frame's grid are one token as in VILA (arXiv:2312.07533), so a film has 512. Video-LLaVA's towers
-attend over time; here the vectors are Flamingo's (arXiv:2204.14198) and the language model relates the frames. The vectors are
-new, so they learn from the first stage on.
+Weft's own composition; no paper trained this very model. Stages and rates are LLaVA-1.5's (arXiv:2310.03744). As in Video-LLaVA
+(arXiv:2311.10122) a film is eight frames of 224 pixels, evenly chosen, and the tower is LanguageBind's (arXiv:2310.01852),
+frozen and read before its last layer. Other than there, pictures come through the same tower, as films of one frame, where
+Video-LLaVA has a second one for them and one projector for both; and four neighbours of a frame's grid are one token as in VILA
+(arXiv:2312.07533), so a film has 512, where Video-LLaVA has 2,056, class tokens included.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from weft.training.stage import Recipe, Stage
 SIZES = ("7b", "13b")
 STREAM = "video"
 NUM_FRAMES = 8
+TOWER = Video.Config.sizes()["languagebind-l-14"]
 PROJECTOR = f"streams.{STREAM}.projector.*"
 PROJECTED = MLPDownsample.Config(order="rows")
-FRAME_EMBEDDING = f"streams.{STREAM}.encoder.frame_embedding.*"
 
 
 def llava_video(size: str = "7b") -> Recipe:
@@ -42,31 +42,31 @@ def llava_video(size: str = "7b") -> Recipe:
     align, instruct = (_watching(stage) for stage in llava_1_5.llava_1_5(size).stages)
     align = replace(
         align,
-        title="teach projector and moments to speak the language model's space",
-        train=(PROJECTOR, FRAME_EMBEDDING),
+        train=(PROJECTOR,),
         data=LlavaJson.Config(path="llava-video/captions.json", images="llava-video/files"),
     )
     instruct = replace(
         instruct,
-        title="teach projector, moments and language model to follow instructions about films",
-        train=(PROJECTOR, FRAME_EMBEDDING, llava_1_5.LANGUAGE_MODEL),
+        title="teach projector and language model to follow instructions about films",
+        train=(PROJECTOR, llava_1_5.LANGUAGE_MODEL),
         data=LlavaJson.Config(path="llava-video/instructions.json", images="llava-video/files"),
     )
     return Recipe(
         name="llava-video",
         paper="2310.03744",
         size=size,
-        about="LLaVA-1.5 on the frames of films, with a learned vector for each moment, composed here",
+        about="LLaVA-1.5 on films of eight frames, through LanguageBind's attention over time, composed here",
         stages=(align, instruct),
     )
 
 
 def tiny() -> Recipe:
     """The composition at CPU size on films of the desk."""
-    tower = replace(ClipVision.Config.tiny(), image_size=64, patch_size=16)
+    image = replace(ClipVision.Config.tiny(), image_size=64, patch_size=16)
+    tower = replace(Video.Config.tiny(), image=image, num_frames=NUM_STEPS)
     system = MultimodalLM.Config(
         language_model=replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512),
-        streams={STREAM: Stream.Config(encoder=Video.Config(image=tower, num_frames=NUM_STEPS), projector=PROJECTED)},
+        streams={STREAM: Stream.Config(encoder=tower, projector=PROJECTED)},
         fusions=(TokenConcatenation.Config(streams=(STREAM,)),),
     )
     data = {
@@ -86,8 +86,7 @@ def tiny() -> Recipe:
 def _watching(stage: Stage) -> Stage:
     """A stage of LLaVA-1.5 with films in the place of pictures."""
     assert isinstance(stage.system, MultimodalLM.Config)
-    tower = replace(ClipVision.Config.sizes()["l-14"], feature_layer=-2)
-    stream = Stream.Config(encoder=Video.Config(image=tower, num_frames=NUM_FRAMES), projector=PROJECTED)
+    stream = Stream.Config(encoder=TOWER, projector=PROJECTED)
     system = replace(stage.system, streams={STREAM: stream}, fusions=(TokenConcatenation.Config(streams=(STREAM,)),))
     pictures = stage.processor.transforms["image"]
     assert isinstance(pictures, ImageTransform)
