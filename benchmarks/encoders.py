@@ -80,6 +80,9 @@ def subjects() -> dict[str, tuple[str, ModalityEncoder.Config]]:
 LEFT_OUT = {
     "eva_clip with sub-norms and rotary positions": "no class in transformers",
     "nfnet": "no class in transformers",
+    "qwen_vl_vision": "no class in transformers",
+    "patch_vision": "no class in transformers",
+    "mllama": "its class takes tiles with the number of their grid and a mask of those that are real, not pictures alone",
 }
 
 
