@@ -9,6 +9,7 @@ import torch
 
 from weft.core.errors import ConfigError
 from weft.core.layout import MediaLayout
+from weft.data import clap_audio
 from weft.data.audio import Waveform
 from weft.data.clap_audio import ClapAudioTransform
 
@@ -39,6 +40,39 @@ def test_equals_the_extractor_of_transformers(seconds, lowest_hz):
     found = heard(ClapAudioTransform(lowest_hz=lowest_hz), samples)
     assert expected.shape == (1, 1001, 64) and found.shape == (64, 1001)
     assert (found - expected[0].T).abs().max() < 1e-4  # decibels; the extractor rounds spectra to float32
+
+
+@pytest.mark.parametrize("lowest_hz", [0.0, 50.0])
+@pytest.mark.parametrize("seconds", [3.7, 1.3, 1.015, 1.01, 1.005, 1.0, 0.3], ids=lambda seconds: f"{seconds} s")
+def test_with_fusion_it_equals_the_extractor_that_begins_its_clips_in_the_middle(monkeypatch, seconds, lowest_hz):
+    """Clips of one second: long recordings, one longer by half a hop, and short ones; the extractor's draws are held."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(np.random, "choice", lambda places: places[len(places) // 2])
+    extractor = transformers.ClapFeatureExtractor(truncation="fusion", frequency_min=lowest_hz, max_length_s=1)
+    samples = sound(seconds, 48_000)
+    result = extractor([samples, sound(9.0, 48_000)], sampling_rate=48_000)  # of a batch without a long one it makes one long
+    expected = torch.as_tensor(np.asarray(result["input_features"][0])).float()
+    found = heard(ClapAudioTransform(clip_seconds=1.0, lowest_hz=lowest_hz, fused=True), samples)
+    assert expected.shape == (4, 101, 64) and found.shape == (5, 64, 101)
+    assert (found[:4] - expected.mT).abs().max() < 1e-4  # decibels; the extractor rounds spectra to float32
+    assert found[4].unique().tolist() == [float(result["is_longer"][0][0])] == [float(seconds >= 1.01)]
+
+
+def test_of_a_long_recording_the_middle_of_each_third_is_heard_every_time():
+    transform = ClapAudioTransform(clip_seconds=1.0, fused=True)
+    samples = sound(4.0, 48_000)
+    found, levels = heard(transform, samples), transform.decibels(samples)
+    assert levels.shape == (64, 401)
+    for view, begin in zip(found[1:4], (50, 151, 251), strict=True):  # 301 places: thirds of 101, 100 and 100
+        assert torch.equal(view, levels[:, begin : begin + 101])
+    assert torch.equal(found, heard(transform, samples))
+
+
+def test_a_long_recording_is_the_same_in_blocks(monkeypatch):
+    samples = sound(3.0, 48_000)
+    whole = LAION.decibels(samples)
+    monkeypatch.setattr(clap_audio, "BLOCK_FRAMES", 64)
+    torch.testing.assert_close(LAION.decibels(samples), whole, rtol=0, atol=1e-5)  # float64 sums in another order
 
 
 def slaney_hz(mel: float) -> float:

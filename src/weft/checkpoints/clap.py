@@ -57,16 +57,13 @@ def model_map(config: DualEncoder.Config) -> KeyMap:
 
 
 USUAL = {
-    "enable_fusion": False, "flatten_patch_embeds": True, "enable_patch_layer_norm": True, "qkv_bias": True,
-    "patch_embed_input_channels": 1, "hidden_act": "gelu", "projection_hidden_act": "relu",
+    "flatten_patch_embeds": True, "enable_patch_layer_norm": True, "qkv_bias": True, "patch_embed_input_channels": 1,
+    "hidden_act": "gelu", "projection_hidden_act": "relu", "aff_block_r": 4,
 }  # fmt: skip
+FUSION = "aff_2d"
 
 
 def _check(saved: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
-    if saved.get("enable_fusion"):
-        raise CheckpointError(
-            "the config has enable_fusion, which fuses four spectrograms of a clip; Weft's CLAP hears one; take an unfused file"
-        )
     if odd := [f"{name}={saved[name]!r}" for name, value in usual.items() if saved.get(name, value) != value]:
         raise CheckpointError(f"the config has {', '.join(odd)}; CLAP's published files have {dict(usual)}")
 
@@ -87,6 +84,9 @@ def read_audio(saved: Mapping[str, Any]) -> ClapLaionWrapper.Config:
     patch = saved.get("patch_size", default.patch_size)
     _check(saved, USUAL)
     _check({"patch_stride": list(saved.get("patch_stride", (patch, patch)))}, {"patch_stride": [patch, patch]})
+    fused = bool(saved.get("enable_fusion", False))
+    if fused:
+        _check({"fusion_type": saved.get("fusion_type") or FUSION}, {"fusion_type": FUSION})
     bands, side = saved.get("num_mel_bins", default.num_mels), saved.get("spec_size", default.spec_size)
     config = ClapLaionWrapper.Config(
         num_mels=bands,
@@ -100,6 +100,9 @@ def read_audio(saved: Mapping[str, Any]) -> ClapLaionWrapper.Config:
         feed_forward_ratio=saved.get("mlp_ratio", default.feed_forward_ratio),
         embedding_width=_projection(saved, 512),
         norm_eps=saved.get("layer_norm_eps", default.norm_eps),
+        fused=fused,
+        dropout=saved.get("hidden_dropout_prob", 0.1),  # what the library takes where a file leaves them out
+        stochastic_depth=saved.get("drop_path_rate", 0.0),
     )
     _check({"hidden_size": saved.get("hidden_size", 768)}, {"hidden_size": config.output_width})
     return config
@@ -123,6 +126,10 @@ def write_audio(config: ClapLaionWrapper.Config) -> dict[str, Any]:
         "num_attention_heads": list(config.num_heads),
         "mlp_ratio": config.feed_forward_ratio,
         "layer_norm_eps": config.norm_eps,
+        "enable_fusion": config.fused,
+        "fusion_type": FUSION if config.fused else None,
+        "hidden_dropout_prob": config.dropout,
+        "drop_path_rate": config.stochastic_depth,
         **({} if config.embedding_width is None else {"projection_dim": config.embedding_width}),
     }
 
@@ -197,8 +204,9 @@ def write_model(config: DualEncoder.Config) -> dict[str, Any]:
     }
 
 
-def _tiny_audio() -> ClapLaionWrapper.Config:
-    return dataclasses.replace(ClapLaionWrapper.Config.tiny(), num_frames=64)  # as many as fit: what a config is read with
+def _tiny_audio(fused: bool = False) -> ClapLaionWrapper.Config:
+    # as many frames as fit: what a config is read with
+    return dataclasses.replace(ClapLaionWrapper.Config.tiny(), num_frames=64, fused=fused)
 
 
 def _tiny_text() -> BertText.Config:
@@ -211,7 +219,10 @@ CLAP = CheckpointFormat(
     key_map=model_map,
     read_config=read_model,
     write_config=write_model,
-    tiny=lambda: (DualEncoder.Config(media=_tiny_audio(), text=_tiny_text(), scale_per_direction=True, stream="audio"),),
+    tiny=lambda: tuple(
+        DualEncoder.Config(media=_tiny_audio(fused), text=_tiny_text(), scale_per_direction=True, stream="audio")
+        for fused in (False, True)
+    ),
 )
 
 CLAP_AUDIO = CheckpointFormat(
@@ -220,7 +231,7 @@ CLAP_AUDIO = CheckpointFormat(
     key_map=audio_map,
     read_config=read_audio,
     write_config=write_audio,
-    tiny=lambda: (_tiny_audio(), dataclasses.replace(_tiny_audio(), embedding_width=None)),
+    tiny=lambda: (_tiny_audio(), dataclasses.replace(_tiny_audio(), embedding_width=None), _tiny_audio(fused=True)),
 )
 
 CLAP_TEXT = CheckpointFormat(

@@ -57,12 +57,14 @@ def open_audio(source: Any, name: str | None = None, seconds: float | None = Non
     return Waveform(mono, rate)
 
 
-def open_clip(source: Any, num_samples: int, sample_rate_hz: int) -> np.ndarray:
-    """The first samples of a recording at another rate, mono, at most `num_samples` of them, as `open_audio` reads them.
+def open_clip(source: Any, num_samples: int | None, sample_rate_hz: int) -> np.ndarray:
+    """The first samples of a recording at another rate, mono, at most `num_samples` of them (None: all), as `open_audio` reads
+    them.
 
     Raises: DataError, also for a rate that cannot be brought to the one asked for.
     """
-    recording = open_audio(source, seconds=num_samples / sample_rate_hz + 0.1)  # the filter looks a little beyond the clip
+    # the filter looks a little beyond the clip
+    recording = open_audio(source, seconds=None if num_samples is None else num_samples / sample_rate_hz + 0.1)
     try:
         return resample(recording.samples, recording.sample_rate_hz, sample_rate_hz)[:num_samples]
     except DataError as error:

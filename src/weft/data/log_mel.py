@@ -39,11 +39,26 @@ def slaney_filters(
     highest_hz: float = 8000.0,
 ) -> Tensor:
     """Triangles of equal area, equally far apart on Slaney's mel scale: [num_mels, window_samples // 2 + 1]."""
-    ends = torch.linspace(_mel_of(lowest_hz), _mel_of(highest_hz), num_mels + 2, dtype=torch.float64)
-    left, middle, right = (_hertz_of(ends).unfold(0, 3, 1)[:, i, None] for i in range(3))
+    ends = _hertz_of(torch.linspace(_mel_of(lowest_hz), _mel_of(highest_hz), num_mels + 2, dtype=torch.float64))
+    return (_triangles(ends, window_samples, sample_rate_hz) * 2 / (ends[2:] - ends[:-2])[:, None]).float()
+
+
+@lru_cache(maxsize=8)
+def htk_filters(
+    num_mels: int, window_samples: int, sample_rate_hz: int, lowest_hz: float = 0.0, highest_hz: float = 8000.0
+) -> Tensor:
+    """Triangles of height one, equally far apart on the mel scale of HTK: [num_mels, window_samples // 2 + 1]."""
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (lowest_hz, highest_hz))
+    ends = 700 * (10 ** (torch.linspace(low, high, num_mels + 2, dtype=torch.float64) / 2595) - 1)
+    return _triangles(ends, window_samples, sample_rate_hz).float()
+
+
+def _triangles(ends: Tensor, window_samples: int, sample_rate_hz: int) -> Tensor:
+    """Triangles of height one from each end to the next but one. Shapes: ends [M + 2] in Hz -> [M, window_samples // 2 + 1]."""
+    left, middle, right = (ends.unfold(0, 3, 1)[:, i, None] for i in range(3))
     bins = torch.linspace(0.0, sample_rate_hz / 2, window_samples // 2 + 1, dtype=torch.float64)
     rising, falling = (bins - left) / (middle - left), (right - bins) / (right - middle)
-    return (rising.minimum(falling).clamp_min(0) * 2 / (right - left)).float()
+    return rising.minimum(falling).clamp_min(0)
 
 
 _LINEAR_HZ_PER_MEL = 200 / 3
