@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
+from contract_conditions import is_key_bias, is_unread_expert, open_gates, reached
 from tiny_model import scatter
 from tiny_training import COLOURS, VOCABULARY, processor, tokenizer
 
+from weft.core.batch import IGNORE
 from weft.core.catalogue import parts
 from weft.core.conversation import Conversation, Media, assistant, user
 from weft.core.errors import ConfigError, DataError, MediaTokenMismatch
@@ -51,9 +53,7 @@ def built(fusion, language_model="decoder"):
     torch.manual_seed(0)
     system = config(fusion, language_model).build().eval()
     scatter(system)
-    for name, parameter in system.named_parameters():
-        if name.endswith("_gate"):
-            parameter.data.fill_(0.5)
+    open_gates(system)
     return system
 
 
@@ -139,6 +139,18 @@ def test_a_batch_of_text_alone_trains_and_reaches_every_part_that_media_go_throu
     joined = ("streams.image.projector.", ".before_attention.", ".routes.")
     added = {name: p for name, p in system.named_parameters() if any(part in name for part in joined)}
     assert added and [name for name, p in added.items() if p.grad is None] == []
+
+
+@every_pair
+def test_what_is_said_reaches_every_parameter_that_media_go_through(fusion, language_model):
+    system = built(fusion, language_model)
+    plain = replace(system.config, fusions=(TokenConcatenation.Config(),)).build()
+    before = {name for name, _ in plain.named_parameters() if not name.startswith("streams.image.projector.")}
+    added = {name for name, _ in system.named_parameters() if name not in before and not is_key_bias(name)}
+    batch = collate(encoded(system, TWO, ONE))
+    said = (batch.main.targets["text"] != IGNORE).flatten().nonzero().squeeze(1)
+    left = added - reached(system, system(batch).logits("text", said))
+    assert left == {name for name in added if is_unread_expert(name, system)}
 
 
 # mistakes

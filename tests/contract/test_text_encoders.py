@@ -1,4 +1,4 @@
-"""What every text tower promises, in every published form and with zero-initialised numbers at 0.5; a new one joins by existing."""
+"""What every text tower promises, in every published form, zero-initialised numbers at 0.5; a new one joins by existing."""
 
 import pytest
 import torch
