@@ -122,6 +122,20 @@ def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [r for r in records if kind is None or r["kind"] == kind]
 
 
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """What each stage of a run took, over resumes: the time of the steps that were kept, with validations and checkpoints.
+
+    The clock of every session begins at zero, so where it falls back another session began.
+    """
+    told: dict[str, float] = {}
+    took: dict[str, float] = {}
+    for record in read_metrics(folder):
+        stage, now, before = record["stage"], record["seconds"], told.get(record["stage"], 0.0)
+        took[stage] = took.get(stage, 0.0) + (now - before if now >= before else now)
+        told[stage] = now
+    return took
+
+
 def rewind_metrics(folder: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
     """Drop the records of steps that a resumed run will take again."""
     lines = [json.dumps(r) for r in read_metrics(folder) if keep(r)]
