@@ -6,48 +6,36 @@ from dataclasses import asdict, replace
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
-from told_comparison import Told
+from told_comparison import Told, small_desk
 
 from weft.core.catalogue import parts
 from weft.core.errors import RunError
-from weft.evaluation.benchmarks.desk import DeskBenchmark
 from weft.evaluation.statistics import Estimate
 from weft.projectors.positioned import Positioned
-from weft.recipes import comparison_plan, desk
+from weft.recipes import desk
 from weft.recipes.comparison import compare, row_folder
-from weft.recipes.comparison_candidates import PLACES, QUICK, SEVERAL_SEEDS, parts_of_room
+from weft.recipes.comparison_candidates import FUSIONS, PLACES, QUICK, SEVERAL_SEEDS, parts_of_room
 from weft.recipes.comparison_plan import PartsPlan
 from weft.recipes.comparison_plot import spread
-from weft.recipes.comparison_row import Row, load_row
+from weft.recipes.comparison_row import Measures, Row, load_row
 from weft.recipes.comparison_table import Comparison, Finding
+from weft.recipes.conditions import Conditions
 from weft.serving.cli import run as weft
-from weft.systems.dual_encoder import DualEncoder
+from weft.serving.commands.compare import _seeds
 from weft.training.interrupts import TrainingInterrupted
+from weft.training.logging import stage_seconds
+from weft.training.progress import StageEnd, StageStart
 
 STEPS = 2
-MEASURED = {"training_seconds", "peak_memory_bytes"}  # of the machine, not of the model
+MEASURED = {"training_seconds", "peak_memory_bytes", "conditions"}  # of the machine, not of the model
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_desk():
-    """The desk's own stages, a block deep, with small batches and short answers: no law below depends on any of it."""
-
-    def shallow(system):
-        if isinstance(system, DualEncoder.Config):
-            return replace(system, media=replace(system.media, num_layers=1))
-        streams = {name: replace(s, encoder=replace(s.encoder, num_layers=1)) for name, s in system.streams.items()}
-        return replace(system, language_model=replace(system.language_model, num_layers=1), streams=streams)
-
-    def small(stage):
-        return replace(stage, system=shallow(stage.system), batch_size=max(16, stage.batch_size // 16))
-
-    real, words = desk.desk, desk.tokenizer(100)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison_plan, "desk", lambda: replace(real(), stages=tuple(small(s) for s in real().stages)))
-        patch.setattr(comparison_plan, "tokenizer", lambda: words)
-        patch.setattr(DeskBenchmark, "max_new_tokens", 4)
-        patch.setattr(DeskBenchmark, "most_frequent", lambda self: {})
+def quick():
+    """No law below depends on any of it."""
+    with small_desk():
         yield
 
 
@@ -80,10 +68,46 @@ def test_an_interrupted_comparison_goes_on_with_the_same_figures(straight, tmp_p
     resumed = compare(plan(), tmp_path, told)
     assert told.trained == [("ldpv2, seed 0", last, 2)], "finished rows and taken steps are not trained again"
     assert [figures(row) for row in resumed.rows] == [figures(row) for row in straight[1].rows]
-    linear, ldpv2 = resumed.rows
-    assert linear.training_seconds > 0 and ldpv2.training_seconds is None
-    assert resumed.notes["No training time"] == ["ldpv2, seed 0: resumed from a checkpoint, so its time is not whole"]
-    assert "| resumed |" in resumed.markdown()
+    ldpv2 = row_folder(tmp_path, "ldpv2", 0)
+    took = stage_seconds(ldpv2)
+    assert list(took) == [stage.name for stage in plan().own_stages(plan().candidates[1])]
+    assert load_row(ldpv2).training_seconds == pytest.approx(sum(took.values())), "all sessions together"
+
+
+def test_a_row_says_what_it_was_trained_with(straight, tmp_path):
+    here = Conditions.here(torch.device("cpu"))
+    (made,) = load_row(row_folder(straight[0], "linear", 0)).conditions
+    assert replace(made, commit=here.commit) == here, "a checkout may have moved on since"
+    assert {row.conditions for row in straight[1].rows} == {(made,)}
+    assert f"- all rows: {made}, {made.date}" in (straight[0] / "comparison.md").read_text()
+
+    def trained(*sessions):
+        """A stage of two steps, by a session for each of these conditions and the first step that it takes."""
+        for now, step in sessions:
+            measures = Measures(tmp_path, torch.device("cpu"), now)
+            measures.on_stage_start(StageStart("look", "", 0, 1, 2, step, 1, 1))
+        measures.on_stage_end(StageEnd("look", 1.0, tmp_path))
+        return Measures(tmp_path, torch.device("cpu"), here).conditions
+
+    other = replace(here, hardware="another machine")
+    assert trained((other, 0), (here, 1)) == (other, here)
+    assert trained((other, 0), (here, 0)) == (here,), "the first session kept no step"
+    assert trained((here, 0), (replace(here, date="2020-01-01"), 1)) == (here,)
+
+
+def test_rows_that_older_versions_finished_are_taken_as_they_are(straight, tmp_path):
+    row = load_row(row_folder(straight[0], "linear", 0))
+    for name in ("row.json", "metrics.jsonl"):
+        shutil.copy2(row_folder(straight[0], "linear", 0) / name, tmp_path / name)
+    saved = json.loads((tmp_path / "row.json").read_text())
+    del saved["conditions"]
+    (tmp_path / "row.json").write_text(json.dumps(saved | {"training_seconds": None}))
+    older = load_row(tmp_path)
+    assert older == replace(row, conditions=()), "its metrics tell the time of a row that was resumed"
+    assert "all rows: not recorded" in Comparison("projectors", "9 steps", 100, [older]).markdown()
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match="its time is not known"):
+        load_row(tmp_path)
 
 
 def test_a_finished_comparison_trains_nothing(straight):
@@ -173,13 +197,39 @@ def test_candidates_that_learned_stand_first_the_most_accurate_on_top():
     assert [f.row.candidate for f in Comparison("projectors", "9 steps", 100, rows).findings] == ["c", "b", "a"]
 
 
+def test_the_table_says_which_rows_were_made_with_what():
+    one = Conditions("0.1.0", "abc1234", "a fast processor, 2 threads, torch 2.12", "2026-11-22")
+    rows = [row(0.9, candidate="a", conditions=(one,)), row(0.8, candidate="b", conditions=(replace(one, date="2026-11-23"),))]
+    made = "weft 0.1.0 (abc1234), a fast processor, 2 threads, torch 2.12"
+    alike = Comparison("projectors", "9 steps", 100, rows, command="weft compare projectors --steps 9")
+    assert alike.notes["Made with"] == ["`weft compare projectors --steps 9`", f"all rows: {made}, 2026-11-22 to 2026-11-23"]
+    slow = replace(one, commit="", hardware="a slow processor")
+    more = [row(0.7, candidate="c", conditions=(one, slow)), row(0.6, candidate="d", seed=1), row(0.5, candidate="e")]
+    remark, *lines = Comparison("projectors", "9 steps", 100, rows + more).notes["Made with"]
+    assert remark == "not all rows were made alike, so times and memory compare only within a line"
+    assert lines == [
+        f"a 0, b 0: {made}, 2026-11-22 to 2026-11-23",
+        f"c 0: {made}; then weft 0.1.0, a slow processor, 2026-11-22",
+        "d 1, e 0: not recorded",
+    ]
+
+
+@pytest.mark.parametrize("seeds", [None, (0,), (0, 1, 2), (4,), (4, 2)])
+def test_the_command_beside_a_table_makes_the_same_plan(seeds):
+    command = plan(seeds=seeds).command
+    options = command.removeprefix("weft compare projectors ").split()
+    words = dict(zip(options[::2], options[1::2], strict=True))
+    assert words["--steps"] == f"{STEPS}" and words["--questions"] == "2"
+    assert words["--only"] == "linear,ldpv2" and _seeds(words.get("--seeds")) == seeds
+
+
 def test_every_type_has_its_interval_beside_the_baselines_that_all_rows_share():
     lines = Comparison("projectors", "9 steps", 100, [row(0.3, 0.25)]).markdown().splitlines()
     assert "| linear | 30 (28-32) |" in lines, "also of a row that has not learned to look"
     assert "| text-only model | 10 (8-12) |" in lines and "| most frequent answer |  |" in lines
 
 
-@pytest.mark.parametrize("room", PLACES)
+@pytest.mark.parametrize("room", [room for room in PLACES if room != FUSIONS])
 def test_every_part_of_a_room_takes_part_or_says_why_not(room):
     chosen, left_out = parts_of_room(room, desk.desk())
     assert sorted([*(c.name for c in chosen), *left_out]) == sorted(parts(room))

@@ -37,21 +37,32 @@ def test_the_hardware_says_whether_the_processor_multiplies_in_bf16(tmp_path, to
 
 
 def test_the_commit_is_that_of_the_code_and_of_nothing_around_it(tmp_path, monkeypatch):
-    def made(place):
-        place.mkdir(parents=True)
-        (place / "conditions.py").touch()
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", *words], check=True)
+
+    def told(place):
         monkeypatch.setattr(conditions, "__file__", str(place / "conditions.py"))
         return conditions.commit()
 
+    code, installed = (tmp_path / place / "weft" / "recipes" for place in ("src", ".venv/site-packages"))
+    for place in (code, installed):
+        place.mkdir(parents=True)
+        (place / "conditions.py").touch()
+
     try:
-        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+        git("init", "-q")
     except OSError:
         pytest.skip("no git here")
-    assert made(tmp_path / "first" / "src" / "weft" / "recipes") == "", "no commit yet"
-    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    subprocess.run(["git", "-C", tmp_path, *who, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
-    assert re.fullmatch("[0-9a-f]{7,}", made(tmp_path / "src" / "weft" / "recipes"))
-    assert made(tmp_path / ".venv" / "site-packages" / "weft" / "recipes") == "", "installed inside another project's checkout"
+    assert told(code) == "", "no commit yet"
+    git("add", "src")
+    git("commit", "-q", "-m", "one")
+    head = told(code)
+    assert re.fullmatch("[0-9a-f]{7,}", head)
+    (tmp_path / "notes").touch()
+    assert told(code) == head, "only the code counts"
+    (code.parent / "core.py").touch()
+    assert told(code) == f"{head} with changes"
+    assert told(installed) == "", "installed inside another project's checkout"
 
 
 def test_conditions_are_told_in_a_line_and_equal_on_another_day():

@@ -21,8 +21,9 @@ from weft.evaluation.runner import EvaluationSettings, evaluate
 from weft.inference.model import Model
 from weft.recipes.comparison_plan import STREAM, Candidate, Plan
 from weft.recipes.comparison_progress import ComparisonProgress
-from weft.recipes.comparison_row import Measures, Row, load_row
+from weft.recipes.comparison_row import Measures, Row, load_row, training_seconds
 from weft.recipes.comparison_table import NAME, Comparison
+from weft.recipes.conditions import Conditions
 from weft.recipes.loading import load_model
 from weft.systems.accounting import SampleShape, num_parameters, on_meta
 from weft.training.atomic import atomic_folder, write_text_atomically
@@ -54,7 +55,8 @@ def compare(
     Raises: RunError for a folder that holds another comparison, or a full disk; TrainingInterrupted after Ctrl-C, with the
     work kept.
     """
-    runner = _Runner(plan, Path(folder), progress, torch.device(device), checkpoint_seconds)
+    where = torch.device(device)
+    runner = _Runner(plan, Path(folder), progress, where, checkpoint_seconds, Conditions.here(where))
     try:
         with progress:
             return runner.run()
@@ -74,6 +76,7 @@ class _Runner:
     progress: ComparisonProgress
     device: torch.device
     checkpoint_seconds: float
+    now: Conditions
 
     _places: dict[str, Path] = field(default_factory=dict)  # shared stage -> the run that trained it
 
@@ -90,7 +93,7 @@ class _Runner:
             done.append(self._row(candidate, seed))
             self.progress.end(done[-1])
             plan = self.plan
-            comparison = Comparison(plan.room, plan.budget, plan.questions_per_type, done, plan.left_out)
+            comparison = Comparison(plan.room, plan.budget, plan.questions_per_type, done, plan.left_out, plan.command)
             _write(comparison, self.folder)
         return comparison
 
@@ -104,7 +107,7 @@ class _Runner:
                     f"{self.plan.questions_per_type}; ask as many, or give another folder with --output"
                 )
             return finished
-        measures = Measures(place, self.device)
+        measures = Measures(place, self.device, self.now)
         self._share_and_train(candidate.recipe, place, seed, self.plan.tokenizer(candidate), measures)
         row = self._measured(candidate, seed, place, measures)
         row.save(place)
@@ -132,6 +135,7 @@ class _Runner:
         sample, tokens = _sample(model, benchmark)
         built = on_meta(last.system)
         cost = stage_cost(last, built, sample).sample
+        without = 0 if candidate.without is None else num_parameters(on_meta(candidate.without))
         found = self._evaluated(model, benchmark, place / _EVALUATION)
         accuracy, shuffled, gain = found.mean(), found.mean(BLIND), found.gain(BLIND)
         assert accuracy is not None and shuffled is not None and gain is not None  # both runs cover every question
@@ -142,11 +146,11 @@ class _Runner:
             steps=plan.steps_of(candidate),
             questions_per_type=plan.questions_per_type,
             tokens=tokens,
-            parameters=num_parameters(built.get_submodule(candidate.counted)),
+            parameters=num_parameters(built.get_submodule(candidate.counted)) - without,
             trained={stage.name: _trained_share(stage) for stage in plan.own_stages(candidate)},
             forward_flops=cost.forward_flops,
             training_flops=cost.forward_flops + cost.backward_flops,
-            training_seconds=measures.training_seconds,
+            training_seconds=training_seconds(place),
             peak_memory_bytes=measures.peak_memory_bytes,
             loss=_validation_loss(place, last.name),
             text_only_loss=_validation_loss(self._places[plan.text_only], plan.text_only),
@@ -159,6 +163,7 @@ class _Runner:
                 type: {run: score for run in _TOLD if run in found.runs and (score := found.by_type(type, run)) is not None}
                 for type in found.types
             },
+            conditions=measures.conditions,
         )
 
     def _evaluated(self, model: Model, benchmark: Benchmark, place: Path) -> Evaluation:

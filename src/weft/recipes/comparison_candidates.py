@@ -12,18 +12,25 @@ from weft.core.catalogue import parts
 from weft.core.errors import WeftError, unknown_name
 from weft.core.interfaces import InputProjector, ModalityEncoder
 from weft.projectors.positioned import Positioned
+from weft.recipes.comparison_fusions import FusionForm, fused, fusion_forms
 from weft.systems.accounting import num_parameters
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM
 from weft.training.stage import Recipe, Stage
 
 STREAM = "image"
-PLACES = {"projectors": "projector", "encoders": "encoder"}
-"""The rooms whose parts are compared, and their place in a stream."""
+FUSIONS = "fusions"
+PLACES = {"projectors": f"streams.{STREAM}.projector", "encoders": f"streams.{STREAM}.encoder", FUSIONS: ""}
+"""The rooms whose parts are compared, and the module that they are; fusions are spread over the whole system."""
 NUM_SEEDS = 3
-SEVERAL_SEEDS = ("linear", "mlp", "q_former", "perceiver", "c_abstractor", "ldpv2")
+_EACH_FAMILY = ("token_concatenation", "flamingo", "cogvlm")
+SEVERAL_SEEDS = ("linear", "mlp", "q_former", "perceiver", "c_abstractor", "ldpv2", *_EACH_FAMILY)
 """What most published systems use: their rows are worth `NUM_SEEDS` seeds, the rest one."""
-QUICK = {"projectors": ("mlp", "pixel_shuffle", "ldpv2", "perceiver"), "encoders": ("siglip_vision", "clip_vision")}
+QUICK = {
+    "projectors": ("mlp", "pixel_shuffle", "ldpv2", "perceiver"),
+    "encoders": ("siglip_vision", "clip_vision"),
+    FUSIONS: _EACH_FAMILY,
+}
 
 # The desk's tower gives an 8x8 grid of width 128 and its language model is 128 wide, with two heads of 64.
 DESK_SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -111,12 +118,15 @@ _LEFT_OUT = {
 }
 
 
+Compared = InputProjector.Config | ModalityEncoder.Config | FusionForm
+
+
 @dataclass(frozen=True)
 class Part:
     """A part that takes part, at the desk's size, with the seeds that its row is worth."""
 
     name: str
-    config: InputProjector.Config | ModalityEncoder.Config
+    config: Compared
     seeds: tuple[int, ...]
 
 
@@ -127,14 +137,18 @@ def parts_of_room(room: str, recipe: Recipe, only: Sequence[str] | None = None) 
     """
     if room not in PLACES:
         raise unknown_name("room to compare", room, PLACES)
-    found: dict[str, InputProjector.Config | ModalityEncoder.Config] = {}
+    found: dict[str, Compared] = {}
     left_out: dict[str, str] = {}
-    for name in parts(room):
-        sized = _desk_sized(room, name, recipe)
-        if isinstance(sized, str):
-            left_out[name] = sized
-        else:
-            found[name] = sized
+    if room == FUSIONS:
+        forms, left_out = fusion_forms()
+        found |= forms
+    else:
+        for name in parts(room):
+            sized = _desk_sized(room, name, recipe)
+            if isinstance(sized, str):
+                left_out[name] = sized
+            else:
+                found[name] = sized
     names = chosen(room.rstrip("s"), found, left_out, only)
     return tuple(Part(name, found[name], seeds_of(name, SEVERAL_SEEDS)) for name in names), left_out
 
@@ -155,7 +169,7 @@ def seeds_of(name: str, several: Sequence[str]) -> tuple[int, ...]:
     return tuple(range(NUM_SEEDS if name in several else 1))
 
 
-def placed(stage: Stage, config: InputProjector.Config | ModalityEncoder.Config) -> Stage:
+def placed(stage: Stage, config: Compared) -> Stage:
     """The stage with a candidate in its place; a stage that has no such place stays as it is.
 
     Projectors stand in a `Positioned` with one vector a token. A candidate with more tokens than the recipe's own gets as much
@@ -166,15 +180,19 @@ def placed(stage: Stage, config: InputProjector.Config | ModalityEncoder.Config)
         return replace(stage, system=replace(system, media=config))
     if not isinstance(system, MultimodalLM.Config) or STREAM not in system.streams:
         return stage
-    stream = system.streams[STREAM]
-    encoder = config if isinstance(config, ModalityEncoder.Config) else stream.encoder
-    projector = config if isinstance(config, InputProjector.Config) else stream.projector
-    inner = projector.inner if isinstance(projector, Positioned.Config) else projector
-    wrapper = stream.projector if isinstance(stream.projector, Positioned.Config) else Positioned.Config()
-    wrapped = replace(wrapper, inner=inner, capacity=inner.num_tokens(encoder.layout()))
-    new = replace(system, streams={**system.streams, STREAM: replace(stream, encoder=encoder, projector=wrapped)})
-    more = new.num_positions(STREAM) - system.num_positions(STREAM)
-    return replace(stage, system=new, max_tokens=stage.max_tokens + max(0, more))
+    if isinstance(config, FusionForm):
+        stage = fused(stage, config)
+    else:
+        stream = system.streams[STREAM]
+        encoder = config if isinstance(config, ModalityEncoder.Config) else stream.encoder
+        projector = config if isinstance(config, InputProjector.Config) else stream.projector
+        inner = projector.inner if isinstance(projector, Positioned.Config) else projector
+        wrapper = stream.projector if isinstance(stream.projector, Positioned.Config) else Positioned.Config()
+        wrapped = replace(wrapper, inner=inner, capacity=inner.num_tokens(encoder.layout()))
+        streams = {**system.streams, STREAM: replace(stream, encoder=encoder, projector=wrapped)}
+        stage = replace(stage, system=replace(system, streams=streams))
+    more = stage.system.num_positions(STREAM) - system.num_positions(STREAM)
+    return replace(stage, max_tokens=stage.max_tokens + max(0, more))
 
 
 def seeing(recipe: Recipe) -> MultimodalLM.Config:

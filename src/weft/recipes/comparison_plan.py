@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from weft.core.errors import ConfigError
+from weft.core.interfaces import System
 from weft.data.desk.questions import QUESTIONS
 from weft.data.media_transform import MediaTransform
 from weft.data.tokenizers import Tokenizer
-from weft.recipes.comparison_candidates import PLACES, Part, parts_of_room, placed
+from weft.recipes.comparison_candidates import FUSIONS, PLACES, Part, parts_of_room, placed
+from weft.recipes.comparison_fusions import FusionForm, family
 from weft.recipes.desk import BASELINE, TOWER, desk, tokenizer
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
@@ -31,7 +33,7 @@ class Candidate:
     """One of those that are compared.
 
     `recipe` is the whole of a row, shared stages first. `counted` names the module whose parameters the table shows, "" the
-    whole system; `family` is said beside the name.
+    whole system, less those of the system `without`; `family` is said beside the name.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Candidate:
     seeds: tuple[int, ...]
     counted: str = ""
     family: str = ""
+    without: System.Config | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,17 @@ class Plan(ABC):
     @abstractmethod
     def budget(self) -> str:
         """What a row is trained, in words."""
+
+    @property
+    def command(self) -> str:
+        """What trains and asks the same."""
+        words = [f"weft compare {self.room} --steps {self.steps} --questions {self.questions_per_type}"]
+        if self.seeds is not None:
+            first = self.seeds == tuple(range(len(self.seeds)))
+            words.append(f"--seeds {len(self.seeds) if first else ','.join(map(str, (*self.seeds, '')))}")
+        if self.only:
+            words.append(f"--only {','.join(self.only)}")
+        return " ".join(words)
 
     @abstractmethod
     def tokenizer(self, candidate: Candidate | None = None) -> Tokenizer:
@@ -149,9 +163,15 @@ class PartsPlan(Plan):
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         recipe = self.recipe
-        counted = f"streams.{STREAM}.{PLACES[self.room]}" if self.room in PLACES else ""
         return tuple(
-            Candidate(part.name, _with(recipe, part), part.seeds if self.seeds is None else self.seeds, counted)
+            Candidate(
+                part.name,
+                _with(recipe, part),
+                part.seeds if self.seeds is None else self.seeds,
+                counted=PLACES[self.room],
+                family=family(part.config.fusions) if isinstance(part.config, FusionForm) else "",
+                without=recipe.system if self.room == FUSIONS else None,
+            )
             for part in parts_of_room(self.room, recipe, self.only)[0]
         )
 

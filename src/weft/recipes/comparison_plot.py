@@ -13,7 +13,7 @@ _COSTS: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
     ("tokens per picture", lambda row: row.tokens),
     ("parameters, thousands", lambda row: row.parameters / 1e3),
     ("GFLOP per sample, forward and backward", lambda row: row.training_flops / 1e9),
-    ("training time, minutes", lambda row: None if row.training_seconds is None else row.training_seconds / 60),
+    ("training time, minutes", lambda row: row.training_seconds / 60),
     ("peak memory, GiB", lambda row: None if row.peak_memory_bytes is None else row.peak_memory_bytes / 2**30),
 )
 _WIDE, _TALL, _GAP = 380.0, 300.0, 24.0

@@ -17,7 +17,9 @@ import torch
 
 from weft.core.errors import RunError
 from weft.evaluation.statistics import Estimate
+from weft.recipes.conditions import Conditions
 from weft.training.atomic import write_text_atomically
+from weft.training.logging import METRICS, stage_seconds
 
 if TYPE_CHECKING:
     from weft.training.progress import StageEnd, StageStart, StepReport
@@ -35,9 +37,11 @@ class Row:
 
     `steps` are those of all stages that the row trained; `trained` is the share of parameters that each of them trained;
     `tokens` those of a picture, wherever they stand. `by_type` has the scores of model and baselines by question type.
-    Units: operations of one sample at `TEXT_TOKENS` words; seconds of training (None: a killed run lost some of it); bytes of
-    the process at its peak (None: the system does not tell); losses on held-out samples, `text_only_loss` that of the language
-    model before it saw a picture; accuracies are means over question types with 95% intervals over questions.
+    `conditions` are those that the row was trained under, several where it went on under others, none where that was not
+    recorded.
+    Units: operations of one sample at `TEXT_TOKENS` words; seconds of training; bytes of the process at its peak (None: the
+    system does not tell); losses on held-out samples, `text_only_loss` that of the language model before it saw a picture;
+    accuracies are means over question types with 95% intervals over questions.
     """
 
     candidate: str
@@ -50,7 +54,7 @@ class Row:
     trained: Mapping[str, float]
     forward_flops: int
     training_flops: int
-    training_seconds: float | None
+    training_seconds: float
     peak_memory_bytes: int | None
     loss: float
     text_only_loss: float
@@ -60,6 +64,7 @@ class Row:
     text_only: Estimate | None
     most_frequent: Estimate | None
     by_type: Mapping[str, Mapping[str, Estimate]]
+    conditions: tuple[Conditions, ...] = ()
 
     @property
     def learned(self) -> bool:
@@ -82,7 +87,10 @@ class Row:
 
 
 def load_row(folder: Path) -> Row | None:
-    """The finished row of a folder, None where there is none yet. Raises: RunError for a damaged one."""
+    """The finished row of a folder, None where there is none yet; a time that it lacks is read from its metrics.
+
+    Raises: RunError for a damaged one.
+    """
     path = folder / ROW
     if not path.exists():
         return None
@@ -93,6 +101,9 @@ def load_row(folder: Path) -> Row | None:
         saved["by_type"] = {
             type: {run: Estimate(**score) for run, score in runs.items()} for type, runs in saved["by_type"].items()
         }
+        saved["conditions"] = tuple(Conditions(**each) for each in saved.get("conditions", ()))
+        if saved["training_seconds"] is None:
+            saved["training_seconds"] = training_seconds(folder)
         if set(saved) != {field.name for field in fields(Row)}:
             raise ValueError("other fields than this version writes")
         return Row(**saved)
@@ -100,38 +111,49 @@ def load_row(folder: Path) -> Row | None:
         raise RunError(f"{path} is not a row of a comparison ({error}); delete it to measure this row again") from None
 
 
+def training_seconds(folder: Path) -> float:
+    """All stages that the run in a row's folder trained, over its resumes. Raises: ValueError where nothing tells it."""
+    took = stage_seconds(folder)
+    if not took:
+        raise ValueError(f"its time is not known without a step in {METRICS}")
+    return sum(took.values())
+
+
 class Measures:
-    """Keeps what each stage of a row took, over interruptions: a training callback.
+    """Keeps, over interruptions, how much memory each stage of a row took and under what conditions: a training callback."""
 
-    A stage that was resumed from a checkpoint has no whole time: what was done between the checkpoint and the interruption is
-    not known, and the machine may be another one.
-    """
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, now: Conditions) -> None:
         self.path = folder / MEASURES
         self.device = device
+        self.now = now
         self.stages: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             self.stages = json.loads(self.path.read_text(encoding="utf-8"))
-        self._whole = True
 
     def on_stage_start(self, start: StageStart) -> None:
-        self._whole = start.first_step == 0
+        earlier = self.stages.get(start.name, {}).get("conditions", []) if start.first_step else []
+        known = self.now in [Conditions(**each) for each in earlier]
+        conditions = earlier if known else [*earlier, asdict(self.now)]
+        self._keep(start.name, {"peak_memory_bytes": None, "conditions": conditions})
         forget_peak_memory(self.device)
 
     def on_step(self, report: StepReport) -> None:
         """Stages are measured as a whole."""
 
     def on_stage_end(self, end: StageEnd) -> None:
-        peak = peak_memory_bytes(self.device)
-        self.stages[end.name] = {"seconds": end.seconds if self._whole else None, "peak_memory_bytes": peak}
+        self._keep(end.name, self.stages[end.name] | {"peak_memory_bytes": peak_memory_bytes(self.device)})
+
+    def _keep(self, stage: str, measured: dict[str, Any]) -> None:
+        self.stages[stage] = measured
         write_text_atomically(self.path, json.dumps(self.stages, indent=2) + "\n")
 
     @property
-    def training_seconds(self) -> float | None:
-        """All stages together; None where one of them was resumed."""
-        seconds = [stage["seconds"] for stage in self.stages.values()]
-        return None if None in seconds else float(sum(seconds))
+    def conditions(self) -> tuple[Conditions, ...]:
+        """Those of all stages, each once; none where a stage recorded none."""
+        recorded = [stage.get("conditions") for stage in self.stages.values()]
+        if None in recorded:
+            return ()
+        return tuple(dict.fromkeys(Conditions(**each) for conditions in recorded for each in conditions or ()))
 
     @property
     def peak_memory_bytes(self) -> int | None:

@@ -17,6 +17,7 @@ from weft.objectives.image_text_pretraining import ImageTextPretraining
 from weft.objectives.next_token import NextToken
 from weft.projectors.qformer import QFormer
 from weft.recipes.comparison_candidates import DESK_SIZES
+from weft.recipes.comparison_fusions import HEAD_WIDTH
 from weft.recipes.comparison_plan import STREAM
 from weft.recipes.desk import BOXES, CAPTIONS, CHAT, LANGUAGE, MUON, TOWER, TWO_TOWERS, VOCABULARY, desk
 from weft.systems.fusion_encoder import FusionEncoder
@@ -38,7 +39,6 @@ TALK = Schedule(decay="trapezoid", warmup=0.03, cooldown=0.3)
 _SIZE: dict[str, Any] = {
     size: getattr(LANGUAGE, size) for size in ("vocabulary", "width", "num_layers", "num_heads", "context")
 }
-HEAD_WIDTH = LANGUAGE.width // LANGUAGE.num_heads
 LANGUAGE_MODELS: dict[type, tuple[str, LanguageModel.Config]] = {
     Decoder.Config: ("language", LANGUAGE),
     Opt.Config: ("language_opt", Opt.Config(**_SIZE, feed_forward_width=512)),

@@ -11,12 +11,11 @@ from weft.core.errors import ConfigError, unknown_name
 from weft.core.interfaces import System
 from weft.data.desk.dataset import DeskConversations
 from weft.data.tokenizers import Tokenizer
-from weft.fusion.cross_attention import CrossAttention
-from weft.fusion.visual_expert import VisualExpert
 from weft.language_models.t5 import T5
 from weft.projectors.qformer import QFormer
 from weft.recipes.catalogue import tiny_names, tiny_recipe
 from weft.recipes.comparison_candidates import PLACES, chosen, seeds_of
+from weft.recipes.comparison_fusions import family
 from weft.recipes.comparison_plan import STREAM, Candidate, PartsPlan, Plan
 from weft.recipes.comparison_shared import STARTS, TYPES, shared_stages
 from weft.recipes.comparison_systems import at_desk, system_at_desk
@@ -49,7 +48,7 @@ class SystemsPlan(Plan):
                 name,
                 found[name],
                 seeds_of(name, SEVERAL_SEEDS) if self.seeds is None else self.seeds,
-                family=family(found[name]),
+                family=system_family(found[name]),
             )
             for name in chosen("system", found, left_out, self.only)
         )
@@ -105,17 +104,14 @@ def plan_of(room: str, **settings: object) -> Plan:
     return PartsPlan(room, **settings)  # type: ignore[arg-type]
 
 
-def family(recipe: Recipe) -> str:
+def system_family(recipe: Recipe) -> str:
     """The kind of fusion that a system's last stage has."""
     system = recipe.system
     assert isinstance(system, MultimodalSystem.Config)
     if isinstance(system, MultimodalSeq2Seq.Config):
         return "encoder-decoder"
-    if any(isinstance(fusion, VisualExpert.Config) for fusion in system.fusions):
-        return "visual expert"
-    if any(isinstance(fusion, CrossAttention.Config) for fusion in system.fusions):
-        return "gated cross-attention"
-    return "Q-Former" if isinstance(system.streams[STREAM].projector, QFormer.Config) else "tokens"
+    kind = family(system.fusions)
+    return "Q-Former" if kind == "tokens" and isinstance(system.streams[STREAM].projector, QFormer.Config) else kind
 
 
 @cache

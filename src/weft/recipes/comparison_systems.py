@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from weft.core.errors import ConfigError
-from weft.core.interfaces import Fusion, InputProjector, LanguageModel, ModalityEncoder
+from weft.core.interfaces import InputProjector, ModalityEncoder
 from weft.data.dataset import Dataset
 from weft.data.datasets.joined import Joined
 from weft.data.images import HALF
@@ -29,22 +29,19 @@ from weft.data.tiles import PictureTiles
 from weft.encoders.mixture import Mixture
 from weft.encoders.mllama import Mllama
 from weft.encoders.patch_vision import PatchVision
-from weft.fusion.cross_attention import CrossAttention, GatedDense, GatedSwiGLU
 from weft.fusion.token_concatenation import TokenConcatenation
-from weft.fusion.visual_expert import VisualExpert
-from weft.language_models.decoder import Decoder
 from weft.projectors.perceiver import Perceiver
 from weft.projectors.positioned import Positioned
 from weft.projectors.qformer import QFormer
 from weft.projectors.qwen_resampler import QwenResampler
 from weft.projectors.tiles import Tiles
 from weft.recipes.comparison_candidates import DESK_SIZES
+from weft.recipes.comparison_fusions import expert_copies, fusion_at_desk
 from weft.recipes.comparison_plan import STREAM, picture_tokens
 from weft.recipes.comparison_shared import (
     ASKED,
     BATCH,
     DINO,
-    HEAD_WIDTH,
     LANGUAGE_MODELS,
     MAX_TOKENS,
     NAMED,
@@ -56,7 +53,7 @@ from weft.recipes.comparison_shared import (
     questions,
     shared_stages,
 )
-from weft.recipes.desk import CHAT, GENTLE_MUON, LANGUAGE, MUON, TOWER, TRANSFORM
+from weft.recipes.desk import CHAT, GENTLE_MUON, MUON, TOWER, TRANSFORM
 from weft.systems.fusion_encoder import FusionEncoder
 from weft.systems.multimodal_lm import MultimodalSystem
 from weft.systems.multimodal_seq2seq import MultimodalSeq2Seq
@@ -139,7 +136,7 @@ def system_at_desk(config: Any) -> MultimodalSystem.Config:
         raise ConfigError(f"{config.language_model.part_name} has no size for the desk")
     stream = config.streams[STREAM]
     encoder = _encoder(stream.encoder)
-    fusions = tuple(_fusion(fusion, encoder) for fusion in config.fusions)
+    fusions = tuple(fusion_at_desk(fusion, encoder) for fusion in config.fusions)
     projector = _projector(stream.projector, encoder, in_text=isinstance(fusions[0], TokenConcatenation.Config))
     streams = {STREAM: replace(stream, encoder=encoder, projector=projector)}
     return replace(config, language_model=LANGUAGE_MODELS[kind][1], streams=streams, fusions=fusions)
@@ -182,19 +179,6 @@ def _projector(projector: InputProjector.Config, encoder: ModalityEncoder.Config
     return projector
 
 
-def _fusion(fusion: Fusion.Config, encoder: ModalityEncoder.Config) -> Fusion.Config:
-    """Gated blocks in front of every second block, from the place where the recipe has the first."""
-    if not isinstance(fusion, CrossAttention.Config):
-        return fusion
-    block = fusion.block
-    if isinstance(block, GatedDense) and block.num_heads is not None:
-        block = replace(block, num_heads=LANGUAGE.num_heads, head_width=HEAD_WIDTH)
-    if isinstance(block, GatedSwiGLU) and block.num_key_value_heads is not None:
-        block = replace(block, num_key_value_heads=LANGUAGE.num_key_value_heads)
-    width = None if fusion.memory_width is None else encoder.output_width
-    return replace(fusion, block=block, every=2, first=fusion.first % 2, memory_width=width)
-
-
 def _transform(transform: MediaTransform, system: MultimodalSystem.Config) -> MediaTransform:
     """Tiles stay tiles, all else becomes the desk's picture, normalised as its towers were trained."""
     if isinstance(transform, PictureTiles):
@@ -208,13 +192,7 @@ def _start(stage: Stage) -> dict[str, dict[str, str]]:
     system = system_at_desk(stage.system)
     stream = system.streams[STREAM]
     name, model = LANGUAGE_MODELS[type(system.language_model)]
-    language = {f"{_LANGUAGE}*": _LANGUAGE}
-    for fusion in system.fusions:
-        if isinstance(fusion, VisualExpert.Config):  # experts start as copies
-            layers = ("feed_forward", "attention") if fusion.attention else ("feed_forward",)
-            for block in (f"{_LANGUAGE}blocks.{i}." for i in range(_num_layers(model))):
-                language |= {f"{block}{layer}.*": f"{block}{layer}.routes.visual." for layer in layers}
-    takes = {name: language}
+    takes = {name: {f"{_LANGUAGE}*": _LANGUAGE, **expert_copies(system.fusions, model)}}
     if isinstance(stream.projector, QFormer.Config):
         takes["represent"] = {"streams.*": "streams."}
     elif isinstance(stream.encoder, Mixture.Config):
@@ -238,8 +216,3 @@ def _fresh(stage: Stage) -> tuple[str, ...]:
     if isinstance(stream.encoder, Mllama.Config):
         fresh += [f"{_ENCODER}{part}*" for part in ("class_", "position_", "tile", "norm_", "global_blocks.")]
     return tuple(fresh)
-
-
-def _num_layers(model: LanguageModel.Config) -> int:
-    assert isinstance(model, Decoder.Config)  # experts stand in decoders
-    return model.num_layers

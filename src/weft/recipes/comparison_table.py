@@ -11,6 +11,7 @@ from weft.evaluation.evaluation import MODEL, MOST_FREQUENT, RUN_TITLES, TEXT_ON
 from weft.evaluation.report.words import count
 from weft.evaluation.statistics import Estimate
 from weft.recipes.comparison_row import Row
+from weft.recipes.conditions import Conditions
 from weft.training.progress import clock
 
 if TYPE_CHECKING:
@@ -47,13 +48,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a comparison so far, and those that stay out, each with its reason; `budget` says how long a row trains."""
+    """The rows of a comparison so far, and those that stay out, each with its reason.
+
+    `budget` says how long a row trains, `command` what makes the same.
+    """
 
     room: str
     budget: str
     questions_per_type: int
     rows: Sequence[Row]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -70,9 +75,19 @@ class Comparison:
         return tuple(row for finding in self.findings for row in finding.rows if not row.learned)
 
     @property
-    def untimed(self) -> tuple[Row, ...]:
-        """The rows that were interrupted in training and have no whole time."""
-        return tuple(row for finding in self.findings for row in finding.rows if row.training_seconds is None)
+    def made_with(self) -> list[str]:
+        """The command, and what the rows were made with: in one line, or one for all rows that agree."""
+        alike: dict[tuple[Conditions, ...], list[Row]] = {}
+        for finding in self.findings:
+            for row in finding.rows:
+                alike.setdefault(row.conditions, []).append(row)
+        lines = [f"`{self.command}`"] if self.command else []
+        if len(alike) > 1:
+            lines.append("not all rows were made alike, so times and memory compare only within a line")
+        for conditions, rows in alike.items():
+            names = "all rows" if len(alike) == 1 else ", ".join(f"{row.candidate} {row.seed}" for row in rows)
+            lines.append(f"{names}: {_told(rows) if conditions else 'not recorded'}")
+        return lines
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values; the rows are those of their `row.json`."""
@@ -80,6 +95,7 @@ class Comparison:
             "room": self.room,
             "budget": self.budget,
             "questions_per_type": self.questions_per_type,
+            "command": self.command,
             "candidates": [
                 {
                     "name": finding.row.candidate,
@@ -141,10 +157,8 @@ class Comparison:
     def notes(self) -> dict[str, list[str]]:
         """What the table does not say, by title."""
         notes = {
+            "Made with": self.made_with,
             "Not learned": [f"{row.candidate}, seed {row.seed}: {row.reason}" for row in self.not_learned],
-            "No training time": [
-                f"{row.candidate}, seed {row.seed}: resumed from a checkpoint, so its time is not whole" for row in self.untimed
-            ],
             "Left out": [f"{name}: {reason}" for name, reason in self.left_out.items()],
         }
         return {title: lines for title, lines in notes.items() if lines}
@@ -161,6 +175,13 @@ class Comparison:
         for finding, cells in zip(self.findings, lines, strict=True):
             table.add_row(*cells, style="" if finding.learned else "dim")
         return table
+
+
+def _told(rows: Sequence[Row]) -> str:
+    """The conditions of rows that agree in them, with the days."""
+    days = sorted({each.date for row in rows for each in row.conditions})
+    made = "; then ".join(map(str, rows[0].conditions))
+    return f"{made}, {days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}"
 
 
 def _points(estimate: Estimate) -> str:
@@ -192,11 +213,6 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _time(finding: Finding) -> str:
-    seconds = finding.row.training_seconds
-    return "resumed" if seconds is None else clock(seconds)
-
-
 def _memory(finding: Finding) -> str:
     peak = finding.row.peak_memory_bytes
     return "" if peak is None else f"{peak / 2**30:.2f}"
@@ -214,7 +230,7 @@ _COLUMNS: tuple[_Column, ...] = (
     ("trained", _trained),
     ("parameters", lambda f: count(f.row.parameters)),
     ("GFLOP", lambda f: f"{f.row.training_flops / 1e9:.2f}"),
-    ("time", _time),
+    ("time", lambda f: clock(f.row.training_seconds)),
     ("GiB", _memory),
 )
 _NARROW = tuple(column for column in _COLUMNS if column[0] not in ("family", "seeds", "trained"))

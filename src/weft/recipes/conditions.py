@@ -20,7 +20,7 @@ _PLACE = "src/weft/recipes/"
 
 @dataclass(frozen=True)
 class Conditions:
-    """The version, its commit (empty outside a checkout), the hardware as `hardware` tells it, and the day.
+    """The version, its commit as `commit` tells it, the hardware as `hardware` does, and the day.
 
     Conditions of different days are equal: a day changes no figure.
     """
@@ -61,10 +61,20 @@ def _bf16(flags: Sequence[str] | None) -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs; empty outside a checkout of it, such as an installation inside another project's."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--show-prefix", "--short", "HEAD"]
+    """The commit of the code that runs, and whether it was changed since.
+
+    Empty outside a checkout of it, such as an installation inside another project's.
+    """
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
+        place, head = _git("rev-parse", "--show-prefix", "--short", "HEAD").splitlines()
+        if not place.endswith(_PLACE):
+            return ""
+        return f"{head} with changes" if _git("status", "--porcelain", "--", "..") else head
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told[1] if told[0].endswith(_PLACE) else ""
+
+
+def _git(*words: str) -> str:
+    """What git says of the folder that this file stands in. Raises: CalledProcessError outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout

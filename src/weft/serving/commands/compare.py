@@ -11,7 +11,7 @@ from weft.serving.options import Device
 
 
 def compare(
-    room: Annotated[str, typer.Argument(metavar="ROOM", help="projectors, encoders or systems.")],
+    room: Annotated[str, typer.Argument(metavar="ROOM", help="projectors, encoders, fusions or systems.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -51,6 +51,8 @@ def compare(
     checkpoint_minutes: Annotated[float, typer.Option("--checkpoint-minutes", help="Between checkpoints.", min=0.01)] = 2.0,
 ) -> None:
     """Train each part of a kind, or each published system, from the same towers on the desk; show accuracy beside its costs.
+
+    Fusions are the ways in which published systems show their pictures to a language model.
 
     Ctrl-C finishes the step and keeps the work.
     """
