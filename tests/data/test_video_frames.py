@@ -200,6 +200,26 @@ def test_headers_that_promise_nothing_are_no_cut(options):
     assert shades(open_video(endless(data), 5)) == pytest.approx(SAMPLED, abs=0.3)
 
 
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels", "reason"),
+    [
+        ("avi", "mpeg4", "yuv420p", "has no frames"),  # a stream of pictures, and no packet in it
+        ("mp4", "libx264", "yuv420p", "holds no pictures; is it cut off"),  # a stream without packets is not written at all
+        ("matroska", "ffv1", "bgr0", "is no video of a known format, or it is cut off"),  # ends where its first packet would be
+    ],
+)
+def test_a_file_with_a_stream_of_no_frames_is_named_in_one_line(container, codec, pixels, reason, tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "nothing-filmed"
+    with av.open(str(path), "w", format=container) as out:
+        stream = out.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pixels
+        out.start_encoding()  # the headers, and nothing behind them
+    with pytest.raises(DataError, match=reason) as caught:
+        open_video(path, 5)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_damaged_frame_is_an_error_that_names_the_file():
     """Noise does not compress: whichever frame the zeros hit, the decoder stumbles."""
     noise = np.random.default_rng(0).integers(0, 255, FRAMES.shape, dtype=np.uint8)
