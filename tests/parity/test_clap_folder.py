@@ -19,6 +19,7 @@ from weft.data.clap_audio import ClapAudioTransform
 from weft.encoders.cnn14 import Cnn14
 from weft.inference.embedder import similarities
 from weft.recipes.catalogue import tiny_recipe
+from weft.recipes.converting import convert
 from weft.recipes.loading import load_embedder, load_model, load_system
 from weft.recipes.starting_weights import starting_weights
 
@@ -64,6 +65,17 @@ def test_zero_shot_probabilities_of_laions_folder_equal_the_references(tmp_path,
     expected = theirs(**told, input_features=torch.cat(spectrograms).float())
     assert_close((ours.system.logit_scale.exp() * found).softmax(-1), expected.logits_per_audio.softmax(-1))
     assert expected.logits_per_audio.std() > 0.01
+
+
+def test_what_was_opened_is_written_as_a_folder_of_weft(tmp_path):
+    laion_folder(tmp_path / "laion")
+    convert(tmp_path / "laion", tmp_path / "weft", to="weft")
+    told, again = (load_system(tmp_path / name) for name in ("laion", "weft"))
+    assert again.system.config == told.system.config and again.processor.config == told.processor.config
+    state = again.system.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in told.system.state_dict().items())
+    with pytest.raises(CheckpointError, match="the clip layout holds ClipVision"):
+        convert(tmp_path / "laion", tmp_path / "theirs")
 
 
 def test_a_folder_of_laion_that_does_not_say_how_it_hears_is_one_error(tmp_path):

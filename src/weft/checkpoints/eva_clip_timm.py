@@ -38,18 +38,13 @@ def read_timm(saved: Mapping[str, Any]) -> EvaClipVision.Config:
     side = given.pop("img_size", None) or shape[1]
     if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2] or not isinstance(side, int):
         raise CheckpointError(f"{name}: EVA-CLIP takes square pictures of 3 channels, the config has {list(shape)}, {side}")
-    changes = {
-        "image_size": side,
-        "embedding_width": saved.get("num_classes") or None,
-        "patch_dropout": 0.0,
-        "stochastic_depth": 0.0,
-    }
     ratio, trained_on = given.pop("mlp_ratio", None), given.pop("ref_feat_shape", None)
     if unknown := sorted(set(given) - set(TIMM_ARGUMENTS)):
         raise CheckpointError(f"{name}: Weft's EvaClipVision has no place for model_args {', '.join(unknown)}")
-    changes |= {TIMM_ARGUMENTS[key]: value for key, value in given.items()}
+    fields: dict[str, Any] = {"patch_dropout": 0.0, "stochastic_depth": 0.0}
+    fields |= {TIMM_ARGUMENTS[key]: value for key, value in given.items()}
     if ratio is not None:
-        changes["feed_forward_width"] = int(changes.get("width", size.width) * ratio)
+        fields["feed_forward_width"] = int(fields.get("width", size.width) * ratio)
     if trained_on is not None and size.rotary_side is not None:
-        changes["rotary_side"] = trained_on[0] if isinstance(trained_on, list) else trained_on
-    return dataclasses.replace(size, **changes)
+        fields["rotary_side"] = trained_on[0] if isinstance(trained_on, list) else trained_on
+    return dataclasses.replace(size, image_size=side, embedding_width=saved.get("num_classes") or None, **fields)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from weft.checkpoints.open_clip_config import OPEN_CLIP_CONFIG
 from weft.checkpoints.weight_files import read_json
 from weft.core.errors import CheckpointError
-from weft.data.images import CLIP_MEAN, CLIP_STD, FILTERS, IMAGENET_MEAN, IMAGENET_STD, EvenCentreTransform
+from weft.data.images import CLIP_MEAN, CLIP_STD, FILTERS, IMAGENET_MEAN, IMAGENET_STD, EvenCentreTransform, Filter
 
 _RESIZE: dict[str, Literal["shortest", "direct"]] = {"shortest": "shortest", "center": "shortest", "squash": "direct"}
 _CROP_SHARE = 0.875  # of `timm`, where a config states none
@@ -48,11 +48,12 @@ def _timm(stated: Mapping[str, Any], size: int, where: str) -> EvenCentreTransfo
 def _transform(
     stated: Mapping[str, Any], size: int, mode: str, usual: str, shorter_side: int | None, where: str
 ) -> EvenCentreTransform:
-    filter, resize = stated.get("interpolation") or "bicubic", stated.get(mode) or usual
+    filter: Filter = stated.get("interpolation") or "bicubic"
+    resize = stated.get(mode) or usual
     numbers = {name: stated[name] for name in ("mean", "std")}
     fits = {
-        "interpolation": filter in FILTERS,
-        mode: resize in _RESIZE,
+        "interpolation": str(filter) in FILTERS,
+        mode: str(resize) in _RESIZE,
         **{name: _three_numbers(value, above=0 if name == "std" else -math.inf) for name, value in numbers.items()},
     }
     if unfit := [f"{name}={stated.get(name)!r}" for name, right in fits.items() if not right]:
