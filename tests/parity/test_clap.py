@@ -194,7 +194,7 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch):
     with pytest.raises(MissingLibrary, match=r"pip install 'weft\[hf\]'"):
         ClapLaionWrapper.Config.tiny().build()
     monkeypatch.setattr("weft.core.catalogue.parts", lambda room: {"clap_laion_wrapper": ClapLaionWrapper})
-    monkeypatch.setattr("weft.serving.part_tables.find_spec", lambda name: None)
+    monkeypatch.setattr("weft.serving.part_costs.find_spec", lambda name: None)
     console = Console(file=io.StringIO(), width=200)
     console.print(table("encoders"))  # the list of what there is needs no library
     _, _, _, name, size, *_ = console.file.getvalue().splitlines()

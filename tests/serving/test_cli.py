@@ -100,7 +100,7 @@ def test_show_prints_the_recipe_as_it_is_saved(capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("show", "lava"), "unknown recipe 'lava'; did you mean 'llava'"),
+        (("show", "lava"), "unknown recipe or part 'lava'; did you mean 'llava'"),
         (("show", "llava", "--size", "7c"), "unknown size of llava '7c'; did you mean '7b'"),
         (("show", "llava", "--set", "stages.aling.steps=3"), "did you mean align"),
         (("show", "llava", "--set", "stages.align.step=3"), "did you mean steps"),

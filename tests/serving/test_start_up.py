@@ -55,7 +55,7 @@ def test_the_process_says_one_line_and_exits_with_2():
     process = start("show", "lava")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert re.fullmatch(r"weft: unknown recipe 'lava'; did you mean 'llava'( or '[\w.-]+')*\?", err.strip())
+    assert re.fullmatch(r"weft: unknown recipe or part 'lava'; did you mean 'llava'( or '[\w.-]+')*\?", err.strip())
 
 
 def test_ctrl_c_keeps_the_work_and_exits_with_130(tmp_path):

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-Size = Annotated[
-    str | None, typer.Option("--size", help="A published size; `weft list recipes` shows them.", show_default=False)
-]
+Size = Annotated[str | None, typer.Option("--size", help="A published size; `weft list` shows them.", show_default=False)]
 Tiny = Annotated[bool, typer.Option("--tiny", help="The recipe at CPU size on the offline desk: its stages in seconds.")]
 Override = Annotated[
     list[str] | None,

@@ -5,22 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from weft.core import catalogue
-from weft.core.errors import MissingLibrary
-from weft.core.interfaces import InputProjector, LanguageModel, ModalityEncoder, TextEncoder
-from weft.core.layout import MediaLayout
+from weft.core.interfaces import ModalityEncoder
+from weft.serving.part_costs import DEFAULT, EXAMPLE_GRID, EXAMPLE_WIDTHS, costs_of, fitting, sizes_of
 from weft.serving.quantities import count
-from weft.systems.accounting import num_parameters, num_table_values, omitted, without_values
+from weft.systems.accounting import omitted
 
-EXAMPLE_GRID = MediaLayout(24, 24)  # LLaVA-1.5's
-EXAMPLE_WIDTHS = (1024, 4096)
-DEFAULT = "default"
 PAPER_WIDTH = len("2310.03744")
 
 
@@ -57,45 +52,23 @@ def _new(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 def _encoders(room: str) -> Table:
     numbers = ("parameters", "tables", "omitted", "tokens", "width")
     made = _new("encoders", "size", *numbers, "arXiv", right=numbers)
-    made.caption = "tables are fixed values; omitted are heads of the published model (`weft show`)"
+    made.caption = "tables are fixed values, omitted the published model's heads: `weft show NAME`"
     made.caption_justify = "left"
     for name, cls in catalogue.parts("encoders").items():
-        sizes = _sizes(cls)
-        several = sizes[0][0] != DEFAULT
+        sizes = sizes_of(cls)
+        several = DEFAULT not in sizes
         if several:
             made.add_row(name, *("" for _ in numbers), source(cls))
-        for size, config in sizes:
+        for size, config in sizes.items():
             tokens = count(config.layout().positions) if isinstance(config, ModalityEncoder.Config) else f"<= {config.context}"
-            left_out, (parameters, tables) = sum(omitted(config).values()), _counts_of(config)
-            row = (parameters, tables, _millions(left_out), tokens, count(config.output_width))
+            costs, left_out = costs_of(config), sum(omitted(config).values())
+            row = (costs.told, _millions(costs.tables), _millions(left_out), tokens, count(config.output_width))
             made.add_row(*((f"  {size}", *row) if several else (name, *row, source(cls))))
     return made
 
 
-def _counts_of(config: Any) -> tuple[str, str]:
-    """Parameters and table values of a part, where what it is built from is installed: a wrapper's library may be missing.
-
-    A wrapper counts itself, because loading its library takes longer than all the rest.
-    """
-    if hasattr(config, "library") and find_spec(config.library) is None:
-        return f"needs {config.library}", ""
-    if hasattr(config, "num_parameters"):
-        return count(config.num_parameters), ""
-    try:
-        with without_values():
-            part = config.build()
-    except MissingLibrary as error:
-        return f"needs {error.library}", ""
-    tables = num_table_values(part)
-    return count(num_parameters(part)), _millions(tables)
-
-
 def _millions(number: int) -> str:
     return f"{number / 1e6:,.1f}M" if number else ""
-
-
-def _count_of(config: Any) -> str:
-    return _counts_of(config)[0]
 
 
 def _projectors(room: str) -> Table:
@@ -104,12 +77,11 @@ def _projectors(room: str) -> Table:
         "name", "parameters", "tables", "tokens", "purpose", "arXiv", right=("parameters", "tables", "tokens"),
     )  # fmt: skip
     for name, cls in catalogue.parts("projectors").items():
-        config = _fitting(cls)
-        with without_values():
-            part = config.build(*EXAMPLE_WIDTHS)
-        tables = num_table_values(part)
-        costs = (count(num_parameters(part)), _millions(tables), count(config.num_tokens(EXAMPLE_GRID)))
-        made.add_row(name, *costs, purpose(cls), source(cls))
+        part: Any = cls
+        config = fitting(part.Config())
+        costs = costs_of(config)
+        row = (costs.told, _millions(costs.tables), count(config.num_tokens(EXAMPLE_GRID)))
+        made.add_row(name, *row, purpose(cls), source(cls))
     return made
 
 
@@ -125,8 +97,8 @@ def _language_models(room: str) -> Table:
         right=("parameters", "context", "vocabulary"),
     )
     for name, cls in catalogue.parts("language_models").items():
-        for size, config in _sizes(cls):
-            row = (_count_of(config), count(config.context), count(config.vocabulary))
+        for size, config in sizes_of(cls).items():
+            row = (costs_of(config).told, count(config.context), count(config.vocabulary))
             made.add_row(name, size, *row, source(cls))
     return made
 
@@ -165,16 +137,3 @@ _TABLES: dict[str, Callable[[str], Table]] = {
     "recipes": _recipes,
     "benchmarks": _benchmarks,
 }
-
-
-def _sizes(cls: Any) -> list[tuple[str, Any]]:
-    config: type[ModalityEncoder.Config | TextEncoder.Config | LanguageModel.Config] = cls.Config
-    return list(config.sizes().items()) or [(DEFAULT, config())]
-
-
-def _fitting(cls: Any) -> InputProjector.Config:
-    """A projector's config with room for the example grid."""
-    config: InputProjector.Config = cls.Config()
-    if hasattr(config, "capacity"):
-        return cls.Config(capacity=EXAMPLE_GRID.positions)  # type: ignore[no-any-return]
-    return config

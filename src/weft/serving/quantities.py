@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 _SHORT = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -23,6 +25,11 @@ def size_of_memory(number: float) -> str:
 def count(number: int) -> str:
     """All digits, in groups."""
     return f"{number:,}"
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """Several counts by name: `projection (786,432), head (1,024)`."""
+    return ", ".join(f"{name} ({count(number)})" for name, number in numbers.items())
 
 
 def percent(share: float) -> str:

@@ -12,7 +12,7 @@ from rich.tree import Tree
 from weft.core.interfaces import System
 from weft.data.dataset import Dataset
 from weft.data.datasets.mixture import Mixture
-from weft.serving.quantities import count, percent, short, size_of_memory
+from weft.serving.quantities import count, counts, percent, short, size_of_memory
 from weft.systems.accounting import Part, SampleShape, num_parameters, on_meta, parts
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.fusion_encoder import FusionEncoder
@@ -91,8 +91,8 @@ def _tables(part: Part) -> str:
 def _omitted(part: Part, system: System) -> str:
     """What the published model has beside a tower; a dual encoder has the projections itself."""
     own = {"projection"} if isinstance(system, DualEncoder) else set()
-    found = [f"{name} ({count(parameters)})" for name, parameters in part.omitted.items() if name not in own]
-    return f", without the published {', '.join(found)}" if found else ""
+    found = {name: parameters for name, parameters in part.omitted.items() if name not in own}
+    return f", without the published {counts(found)}" if found else ""
 
 
 def _tokens(part: Part, system: System) -> str:
