@@ -39,14 +39,15 @@ def llama(norm_eps: float, num_layers: int = 2, vocabulary: int = TINY_VOCABULAR
     return randomise(transformers.LlamaForCausalLM(config), seed=5)
 
 
-def small_model(stage: Stage, settings: Mapping[str, object], image: Mapping[str, object], parts: Mapping[str, Path]) -> Model:
+def small_model(
+    stage: Stage, settings: Mapping[str, object], image: Mapping[str, object], parts: Mapping[str, Path] | None = None
+) -> Model:
     """A stage's system and processor, small by `settings` and by those of its `image` transform; its parts opened from where
     they were written, as `weft train --from` does, and what has none drawn. No token ends its replies."""
     config = override_all(stage.system, [(path, str(value)) for path, value in settings.items()])
     system = randomise(config.build())
-    fill = starting_weights([f"{part}={path}" for part, path in parts.items()])
-    assert fill is not None
-    fill(system)
+    if fill := starting_weights([f"{part}={path}" for part, path in (parts or {}).items()]):
+        fill(system)
     changes = [(f"transforms.image.{path}", str(value)) for path, value in image.items()]
     model = Model(system, override_all(stage.processor, changes).build(tiny_tokenizer(), config))
     model.processor.stop_ids = frozenset()

@@ -2,6 +2,7 @@
 a Llama of `transformers`."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -161,6 +162,17 @@ def test_logits_of_prompts_are_those_of_the_reference_and_follow_the_picture(pai
     other = logits_of(ours, [about(seed, question) for seed, question in enumerate(questions, start=2)])
     assert all((a[-1] - b[-1]).abs().max() > 1e-3 for a, b in zip(found, other, strict=True))
     assert theirs.media(1).shape == (QUERIES if theirs.size == "13b" else 4, WIDTH)
+
+
+@torch.no_grad()
+def test_a_chat_is_opened_as_by_the_reference(pair):
+    ours, theirs = pair
+    (found,) = logits_of(ours, [replace(about(1, "What is it?"), meta={"template": "minigpt_4_chat"})])
+    opening = (
+        "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
+        "Please answer my questions.###Human: <Img>"
+    )
+    assert_same_logits([found], [theirs.text.read(opening, theirs.media(1), "</Img> What is it?###Assistant: ")])
 
 
 @torch.no_grad()
