@@ -79,8 +79,7 @@ def find_model_folder(path_or_hub_name: str | Path, revision: str | None = None)
     if path.exists() or name is None or isinstance(path_or_hub_name, Path):
         kind = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
-            f"{path_or_hub_name} {kind}; "
-            "a model is a Weft model folder, a run folder, a folder in transformers layout or a hub name"
+            f"{path_or_hub_name} {kind}; a model is a Weft model folder, a run folder, a published folder or a hub name"
         )
     if revision is not None and name["revision"] is not None and revision != name["revision"]:
         raise CheckpointError(f"{path_or_hub_name} names one revision and revision={revision!r} another; give one")
