@@ -2,14 +2,17 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
+from contract_conditions import is_key_bias, open_gates, reached
 from tiny_model import language_models
 from torch import nn
 
 from weft.core.attention_rule import AttentionRule
 from weft.core.catalogue import parts
+from weft.core.interfaces import EncoderDecoder
 from weft.core.sequence import TokenSequence
 
 TOKENS = torch.randint(0, 90, (2, 10), generator=torch.Generator().manual_seed(0))
@@ -24,6 +27,7 @@ def built(name, scale=1.0):
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data *= scale
+    open_gates(model)
     return model
 
 
@@ -97,6 +101,15 @@ def test_a_rule_keeps_nothing_of_the_weights_that_it_was_used_with(name):
     assert_close(again, model(fresh)[0])
 
 
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_what_is_said_reaches_every_parameter_that_a_text_goes_through(name):
+    model = built(name)
+    names = {n for n, _ in model.named_parameters() if not is_key_bias(n)}
+    if isinstance(model, EncoderDecoder):  # the reading half, and what looks at it: trained where there is something to read
+        names = {n for n in names if not re.match(r"encoder\.|blocks\.\d+\.before_feed_forward\.", n)}
+    assert names - reached(model, model.head(model(sequence(model))[0])) == set()
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16 weights", "autocast"])
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_bfloat16_is_close_to_float32_and_trains(name, autocast):
@@ -130,7 +143,8 @@ def test_a_prompt_that_knows_no_order_is_read_without_one(name):
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_a_fresh_model_guesses(name):
-    model = built(name)
+    torch.manual_seed(0)
+    model = LANGUAGE_MODELS[name].build().eval()
     with torch.no_grad():
         hidden, _ = model(sequence(model))
         chances = torch.log_softmax(model.head(hidden).float(), -1)

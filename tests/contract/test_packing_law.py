@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import tiny_seq2seq
 import torch
+from contract_conditions import open_gates
 from tiny_training import VOCABULARY, Squares, processor, system, tokenizer
 
 from weft.core.batch import IGNORE
@@ -36,6 +37,7 @@ def setting(language_model="decoder"):
     torch.manual_seed(0)
     config = config_of(language_model)
     model = config.build()
+    open_gates(model)
     encoder = processor().build(tokenizer(), config)
     dataset = Squares.Config().build()
     return model, [encoder.encode(dataset[i]) for i in SAMPLES]
