@@ -3,7 +3,8 @@
 Source: the LLaVA-NeXT release of January 2024, after LLaVA-1.5, arXiv:2310.03744. The projector is LLaVA-1.5's, trained on
 captions of whole pictures; tiles, the padding cut off and a newline behind each row come with the instructions. How these
 models were tuned was not released: rates, precision and length of stage 2 are those of the released scripts for the same
-mixture with later language models, the batch is LLaVA-1.5's.
+mixture with later language models, the batch is LLaVA-1.5's. Of the released sizes the 34B, on Nous-Hermes-2-Yi, is not here:
+its shape and prompt were not verified.
 """
 
 from __future__ import annotations

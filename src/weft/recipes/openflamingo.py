@@ -4,7 +4,8 @@ Source: arXiv:2308.01390 and its released script. 64 devices read 64 pairs of LA
 million samples in all. The loss of a pair's token weighs 0.2 of a document's; the script weighs the mean losses of the two
 sets so. Of MMC4 it takes the pictures of more than 10 kB that are like their sentences, six a document, half of the documents
 with one picture, and teaches what stands behind pictures up to `<|endofchunk|>`. It cuts captions at 32 tokens, this recipe all
-samples at 256.
+samples at 256. Five models were released: the two called `langinstruct` are the 3B and the 4B on instruction-tuned language
+models of the same shapes, which `--from language_model=...` gives.
 """
 
 from __future__ import annotations
