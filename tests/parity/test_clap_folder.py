@@ -39,12 +39,15 @@ def sounds() -> list[np.ndarray]:
     return [draw.normal(0, 0.1, length).astype(np.float32) for length in (20_000, RATE)]
 
 
-def laion_folder(folder, truncation="rand_trunc"):
+def laion_folder(folder, fused=False):
     """A model with its tokenizer and feature extractor, written by `transformers`."""
     words = tokenizer()
-    extractor = transformers.ClapFeatureExtractor(feature_size=16, max_length_s=1, truncation=truncation, frequency_min=50)
+    extractor = transformers.ClapFeatureExtractor(
+        feature_size=16, max_length_s=1, truncation="fusion" if fused else "rand_trunc", frequency_min=50
+    )
     text = {**TEXT, "vocab_size": len(words), "max_position_embeddings": 26, "pad_token_id": 1}
-    config = transformers.ClapConfig(audio_config=AUDIO, text_config=text, projection_dim=20)
+    audio = {**AUDIO, "enable_fusion": fused, "fusion_type": "aff_2d" if fused else None}
+    config = transformers.ClapConfig(audio_config=audio, text_config=text, projection_dim=20)
     theirs = with_statistics(transformers.ClapModel(config))
     theirs.logit_scale_a.data.fill_(1.5)
     for part in (theirs, words, extractor):
@@ -52,17 +55,21 @@ def laion_folder(folder, truncation="rand_trunc"):
     return theirs, words, extractor
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["without fusion", "with fusion"])
 @torch.no_grad()
-def test_zero_shot_probabilities_of_laions_folder_equal_the_references(tmp_path, recwarn):
-    theirs, words, extractor = laion_folder(tmp_path)
+def test_zero_shot_probabilities_of_laions_folder_equal_the_references(tmp_path, recwarn, fused):
+    theirs, words, extractor = laion_folder(tmp_path, fused)
+    recwarn.clear()
     ours = load_embedder(tmp_path)
     assert not recwarn.list  # its template is known
-    assert ours.processor.config.transforms == {"audio": ClapAudioTransform(num_mels=16, clip_seconds=1)}
+    assert ours.processor.config.transforms == {"audio": ClapAudioTransform(num_mels=16, clip_seconds=1, fused=fused)}
     assert ours.system.config.media.num_frames == 101
     found = similarities(ours.media([Media(Waveform(s, RATE), "audio") for s in sounds()]), ours.texts(CAPTIONS))
     spectrograms = [extractor(s, sampling_rate=RATE, return_tensors="pt")["input_features"] for s in sounds()]
     told = words(list(CAPTIONS), padding=True, return_tensors="pt", return_token_type_ids=False)
-    expected = theirs(**told, input_features=torch.cat(spectrograms).float())
+    # none is longer than a clip, where the extractor says so of one that it draws
+    heard = {"input_features": torch.cat(spectrograms).float(), "is_longer": torch.zeros(2, 1, dtype=torch.bool)}
+    expected = theirs(**told, **heard)
     assert_close((ours.system.logit_scale.exp() * found).softmax(-1), expected.logits_per_audio.softmax(-1))
     assert expected.logits_per_audio.std() > 0.01
 
