@@ -35,5 +35,13 @@ def test_every_caption_is_a_pair(tmp_path):
 @pytest.mark.parametrize("captions", [None, [], "", ["", "rain"], 3])
 def test_a_recording_without_captions_is_named(tmp_path, captions):
     write(tmp_path, "a", captions)
-    with pytest.raises(DataError, match=r"a\.json"):
+    with pytest.raises(DataError, match=r"a\.json.*--skip-broken"):
         CaptionedRecordings.Config(folder=str(tmp_path)).build()
+    lenient = CaptionedRecordings.Config(folder=str(tmp_path), strict=False)
+    with pytest.raises(DataError, match=r"no recording under .* has captions; the first: .*a\.json"):
+        lenient.build()
+    write(tmp_path, "b", "a door")
+    pairs = lenient.build()
+    assert [pair.id for pair in pairs] == ["b.wav"]
+    (remark,) = pairs.remarks()
+    assert remark.startswith("recordings without captions that were skipped: 1; the first: ") and "a.json" in remark
