@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import TestCase
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,6 +45,14 @@ def to_transformers(model: nn.Module, cls, folder: Path):
     save_file({key: value.contiguous() for key, value in state.items()}, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(layout.write_config(model.config)))
     loaded, info = cls.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+    assert not any(info.values()), info
+    return loaded.eval()
+
+
+def opened_silently(folder: Path, cls):
+    """A written folder in its library, which must not say a word: neither of keys in its report nor anything in its log."""
+    with TestCase().assertNoLogs("transformers", "WARNING"):
+        loaded, info = cls.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     assert not any(info.values()), info
     return loaded.eval()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference_models import assert_close, randomise
+from reference_models import assert_close, opened_silently, randomise
 from typer.testing import CliRunner
 
 from weft.core.conversation import Conversation, Media, assistant, user
@@ -90,7 +90,7 @@ def published(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 def reference(folder: Path):
-    model = transformers.LlavaNextForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
+    model = opened_silently(folder, transformers.LlavaNextForConditionalGeneration)
     return model, transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 

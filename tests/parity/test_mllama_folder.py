@@ -1,5 +1,7 @@
-"""A Llama 3.2 Vision folder with its kind of tokenizer: read, asked, converted both ways, and always the reference's words."""
+"""A Llama 3.2 Vision folder with its kind of tokenizer: read, asked, converted both ways, and always the reference's words:
+those of `transformers` under Meta's rules and, of a system that is set so, those of the library as it is."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 import torch
 from metas_rules import under_metas_rules
 from PIL import Image
-from reference_models import assert_close, randomise
+from reference_models import assert_close, opened_silently, randomise
 from typer.testing import CliRunner
 
+from weft.checkpoints.mllama import TRANSFORMERS_RULES
 from weft.core.conversation import Conversation, Media, assistant, user
 from weft.data.collate import collate
 from weft.data.tiles import FittedCanvas
@@ -89,9 +92,15 @@ def published(request, tmp_path_factory):
     return request.param, folder
 
 
+def stock(folder):
+    """The library as it is, which must know every key of the folder and miss none."""
+    model = opened_silently(folder, transformers.MllamaForConditionalGeneration)
+    return model, transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
 def reference(folder):
-    model = transformers.MllamaForConditionalGeneration.from_pretrained(folder, local_files_only=True)
-    return under_metas_rules(model.eval()), transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    model, processor = stock(folder)
+    return under_metas_rules(model), processor
 
 
 def assert_same(model, theirs, processor, *sizes):
@@ -136,7 +145,8 @@ def test_a_published_folder_says_the_same_in_weft(published):
 def test_converted_to_weft_and_back_it_is_what_it_was(published, tmp_path):
     _, folder = published
     ours = convert(folder, tmp_path / "weft", to="weft")
-    back = convert(ours, tmp_path / "back")
+    with pytest.warns(UserWarning, match="transformers will say other tokens than Weft from this folder"):
+        back = convert(ours, tmp_path / "back")
     first, _ = reference(folder)
     again, processor = reference(back)
     assert type(processor).__name__ == "MllamaProcessor"
@@ -146,6 +156,26 @@ def test_converted_to_weft_and_back_it_is_what_it_was(published, tmp_path):
     model = load_model(ours)
     assert model.processor.config.template == load_model(back).processor.config.template
     assert_same(model, again, processor, *SIZES[1:3])
+
+
+@torch.no_grad()
+def test_with_the_librarys_rules_it_says_what_the_library_says_as_it_is(published, tmp_path):
+    """Three fields, set once: the Weft folder keeps them, and what is written of it needs no warning."""
+    _, folder = published
+    settings = [word for path, value in TRANSFORMERS_RULES for word in ("--set", f"{path}={value}")]
+    ours, written = tmp_path / "weft", tmp_path / "written"
+    done = CliRunner().invoke(app, ["convert", str(folder), str(ours), "--to", "weft", *settings])
+    assert done.exit_code == 0, done.output
+    with warnings.catch_warnings(action="error"):
+        convert(ours, written)
+    model = load_model(ours)
+    theirs, processor = stock(written)
+    for size in SIZES:
+        assert_same(model, theirs, processor, size)
+    assert_same(model, theirs, processor, *SIZES[1:3])
+    batch = collate([model.processor.encode(asked(SIZES[1]), reply=True)])
+    without = load_model(written).system(batch).logits()
+    assert (without - model.system(batch).logits()).abs().max() > 1e-3, "the rules matter"
 
 
 def test_weft_chat_answers_as_the_reference_does(published, tmp_path):

@@ -6,7 +6,7 @@ which 5.x reads too; both are read.
 
 Two rules stand in no file: which states of the local blocks are features, and what a token before the first picture sees. Read
 here are Meta's, for which the published weights were trained; `transformers` 5 has others, whichever folder it opens:
-`as_transformers` gives a system those.
+`TRANSFORMERS_RULES` are the fields that give a system those.
 
 Source: `MllamaForConditionalGeneration`; The Llama 3 Herd of Models, arXiv:2407.21783.
 """
@@ -22,6 +22,7 @@ from weft.checkpoints.activation_names import from_transformers, to_transformers
 from weft.checkpoints.checkpoint_format import CheckpointFormat
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.rules import Index, split
+from weft.core.config import override_all
 from weft.core.errors import CheckpointError
 from weft.core.layout import tile_grids
 from weft.encoders.mllama import Mllama
@@ -34,6 +35,12 @@ from weft.systems.multimodal_lm import MultimodalLM, Stream
 
 STREAM = "image"
 ADDED = AddedTokens.Config(num_inputs=8, num_outputs=0)
+TRANSFORMERS_RULES = (
+    (f"streams.{STREAM}.encoder.kept_states", "outputs"),
+    (f"streams.{STREAM}.encoder.blank_tiles", "true"),
+    ("fusions.0.block.reference", "hf"),
+)
+"""Fields of a system under which it computes what the library does, for `weft convert --set`."""
 
 _BLOCK = {
     "self_attn.q_proj": "attention.query",
@@ -232,14 +239,9 @@ def as_transformers(config: MultimodalLM.Config) -> MultimodalLM.Config:
     The library also shows such a token the pictures that fill up a row with fewer than another of its batch; here rows do not
     depend on each other.
     """
-    _, encoder, fused = _parts(config)
-    assert isinstance(fused.block, GatedSwiGLU)
-    stream = config.streams[STREAM]
-    return replace(
-        config,
-        streams={STREAM: replace(stream, encoder=replace(encoder, kept_states="outputs", blank_tiles=True))},
-        fusions=(replace(fused, block=replace(fused.block, reference="hf")),),
-    )
+    _parts(config)
+    changed: MultimodalLM.Config = override_all(config, TRANSFORMERS_RULES)
+    return changed
 
 
 def _parts(config: MultimodalLM.Config) -> tuple[Decoder.Config, Mllama.Config, CrossAttention.Config]:

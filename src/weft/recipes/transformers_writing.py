@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,8 @@ def write_transformers_folder(folder: Path, system: System, processor: Processor
     LLaVA's tables grow by copies of the begin token's row, which no model says and which generation suppresses. BLIP-2's files
     have no place for what is suppressed: its tables grow by the mean of their rows, whose logit, the mean of all, is never the
     largest.
+
+    Warns where the library will compute otherwise than the system does.
 
     Raises: CheckpointError for a system that the layouts cannot hold.
     """
@@ -139,7 +142,20 @@ def _write_mllama(folder: Path, system: MultimodalLM, processor: Processor) -> d
     _write_images(folder, processor.config.transforms[mllama.STREAM], "Mllama", name)
     named = {"processor_class": name, "bos_token": begin, "extra_special_tokens": {"image_token": marker}}
     _write_tokenizer(folder, tokenizer, processor, named)
+    _warn_of_other_rules(system.config)
     return tensors
+
+
+def _warn_of_other_rules(config: MultimodalLM.Config) -> None:
+    if mllama.as_transformers(config) != config:
+        settings = " ".join(f"--set {path}={value}" for path, value in mllama.TRANSFORMERS_RULES)
+        warnings.warn(
+            "transformers will say other tokens than Weft from this folder of Llama 3.2 Vision: its features are what leaves "
+            "the tower's local blocks, in Meta's code what enters them, and it shows text before the first picture all "
+            "pictures, Meta's code none; for Weft with the library's rules, write a Weft folder: weft convert SOURCE TARGET "
+            f"--to weft {settings}",
+            stacklevel=3,
+        )
 
 
 def _write_idefics(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
