@@ -73,6 +73,6 @@ class SampleReader:
         total = self.num_read + self.num_left_out
         if self.num_left_out > max(_FEW, _SHARE * total):
             raise DataError(
-                f"{self.num_left_out:,} of {total:,} samples could not be read, more than {_SHARE:.0%}; that is no chance: "
-                f"mend the data, or what it is read with. The last: {reason}"
+                f"{self.num_left_out:,} of {total:,} samples could not be read, more than {_SHARE:.0%}; mend the data, or what "
+                f"it is read with. The last: {reason}"
             )
