@@ -9,6 +9,7 @@ Source: LanguageBind, arXiv:2310.01852.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from weft.checkpoints import clip
@@ -71,6 +72,6 @@ FORMAT = CheckpointFormat(
     key_map=key_map,
     read_config=read_config,
     write_config=write_config,
-    tiny=lambda: (Video.Config.tiny(),),
+    tiny=lambda: (replace(Video.Config.tiny(), temporal="attention"),),
     fields=("add_time_attn",),
 )

@@ -63,7 +63,7 @@ class Video(ModalityEncoder):
 
         @classmethod
         def tiny(cls) -> Self:
-            return cls(image=ClipVision.Config.tiny(), num_frames=4, temporal="attention")
+            return cls(image=ClipVision.Config.tiny(), num_frames=4)
 
         @classmethod
         def sizes(cls) -> Mapping[str, Self]:

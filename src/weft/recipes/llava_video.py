@@ -63,7 +63,7 @@ def llava_video(size: str = "7b") -> Recipe:
 def tiny() -> Recipe:
     """The composition at CPU size on films of the desk."""
     image = replace(ClipVision.Config.tiny(), image_size=64, patch_size=16)
-    tower = replace(Video.Config.tiny(), image=image, num_frames=NUM_STEPS)
+    tower = replace(TOWER, image=image, num_frames=NUM_STEPS)
     system = MultimodalLM.Config(
         language_model=replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512),
         streams={STREAM: Stream.Config(encoder=tower, projector=PROJECTED)},
