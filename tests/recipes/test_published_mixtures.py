@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -9,13 +10,19 @@ from PIL import Image
 
 from weft.core.config import override_all
 from weft.core.errors import DataError
+from weft.data.datasets.llava_json import LlavaJson
 from weft.data.datasets.mixture import Mixture, probabilities
+from weft.data.desk.dataset import DeskConversations
 from weft.recipes.catalogue import recipe, sizes_of, tiny_recipe
+from weft.recipes.chosen_data import with_data
 from weft.recipes.training_run import TrainingRun
 from weft.training.schedules import rate_factor
 
 TWO = ("pretrain", "instruct")
-MIXED = {"flamingo": ("train",), "openflamingo": ("train",), "idefics": TWO, "vila": TWO}
+MIXED = {
+    "flamingo": ("train",), "openflamingo": ("train",), "idefics": TWO, "vila": TWO, "instructblip": ("instruct",),
+    "minigpt-4": ("align",), "qwen-vl": ("multitask",), "mono-internvl": ("align",),
+}  # fmt: skip
 
 
 def data_of(name, stage, size=None):
@@ -76,7 +83,70 @@ def test_vila_reads_pairs_and_documents_once_and_keeps_text_among_its_instructio
         assert data.weighting == "sizes" and all((part.weight, part.loss_weight) == (1, 1) for part in data.parts.values())
 
 
-ON_DESK = [(name, stage) for name, stages in MIXED.items() for stage in stages if (name, stage) != ("vila", "pretrain")]
+def shares_of(data, sizes):
+    """What the mixture draws of each part where the parts have so many samples."""
+    parts = {name: replace(part, data=DeskConversations.Config(epoch=sizes[name])) for name, part in data.parts.items()}
+    return replace(data, parts=parts).build().probabilities
+
+
+@pytest.mark.parametrize("size", sizes_of("instructblip"))
+def test_instructblip_draws_its_thirteen_sets_by_the_roots_of_their_sizes(size):
+    sizes = {
+        "coco_caption": 566_747, "web_capfilt": 14_000_000, "textcaps": 109_765,
+        "vqav2": 443_757, "okvqa": 9_009, "a_okvqa": 17_056, "ocr_vqa": 801_673,
+    }  # fmt: skip
+    more = {
+        "vqg_vqav2": 443_757, "vqg_okvqa": 9_009, "vqg_a_okvqa": 17_056,
+        "llava_conversation": 58_000, "llava_detail": 23_000, "llava_reasoning": 77_000,
+    }  # fmt: skip
+    data = data_of("instructblip", "instruct", size)
+    assert list(data.parts) == [*sizes, *more] and len(data.parts) == 13
+    shares = shares_of(data, sizes | more)
+    among = sum(shares[name] for name in sizes)
+    expected = (0.1138, 0.5658, 0.0501, 0.1007, 0.0144, 0.0197, 0.1354)  # of the seven among themselves, to four places
+    assert [shares[name] / among for name in sizes] == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("size", sizes_of("minigpt-4"))
+def test_minigpt_4_draws_115_pairs_of_laion_for_14_others(size):
+    shares = shares_of(data_of("minigpt-4", "align", size), {"laion": 10, "cc_sbu": 1000})
+    assert shares == {"laion": pytest.approx(115 / 129), "cc_sbu": pytest.approx(14 / 129)}
+
+
+def test_qwen_vl_learns_seven_tasks_of_77_million_samples():
+    millions = {
+        "captioning": 19.7, "vqa": 3.6, "grounding": 3.5, "ref_grounding": 8.7, "grounded_captioning": 8.7, "ocr": 24.8,
+        "text": 7.8,
+    }  # fmt: skip
+    data = data_of("qwen-vl", "multitask")
+    assert round(sum(part.weight for part in data.parts.values())) == 77
+    assert shares_of(data, dict.fromkeys(millions, 10)) == pytest.approx({name: n / 76.8 for name, n in millions.items()})
+    assert [name for name, part in data.parts.items() if not part.data.images] == ["text"]
+
+
+def test_mono_internvl_aligns_on_captions_places_and_text_in_pictures():
+    data = data_of("mono-internvl", "align")
+    expected = {"captioning": 0.539, "detection": 0.052, "ocr": 0.409}
+    assert data.epoch == 143_000_000 and shares_of(data, dict.fromkeys(expected, 10)) == pytest.approx(expected)
+
+
+BY_STAGE = [(name, stage) for name, stages in MIXED.items() for stage in stages]
+
+
+@pytest.mark.parametrize(("name", "stage"), BY_STAGE)
+def test_one_file_stands_for_a_mixture_and_a_file_for_its_part(name, stage):
+    published = data_of(name, stage)
+    whole = with_data(recipe(name), [f"{stage}=mine.json"], None).stage(stage).data
+    assert isinstance(whole, LlavaJson.Config) and (whole.path, whole.images) == ("mine.json", "")
+    for part in published.parts:
+        fed = with_data(recipe(name), [f"{stage}.{part}=mine.json"], None).stage(stage).data
+        assert fed.parts[part] == replace(published.parts[part], data=fed.parts[part].data)
+        assert fed.parts[part].data.path == "mine.json"
+        others = {other: each for other, each in published.parts.items() if other != part}
+        assert fed == replace(published, parts=others | {part: fed.parts[part]})
+
+
+ON_DESK = [each for each in BY_STAGE if each != ("vila", "pretrain")]
 """VILA's tiny form reads documents alone: captions in a row."""
 
 

@@ -1,6 +1,7 @@
 """MiniGPT-4: one trained matrix between BLIP-2's frozen eyes and a frozen Vicuna or LLaMA-2.
 
-Source: arXiv:2304.10592 and its published configurations. Before Vicuna stands the Q-Former of BLIP-2 on Flan-T5-XXL
+Source: arXiv:2304.10592 and its published configurations. Stage 1 draws 115 pairs of LAION for 14 of Conceptual Captions and
+SBU. Before Vicuna stands the Q-Former of BLIP-2 on Flan-T5-XXL
 (`--from streams.image.projector.transformer=blip2_pretrained_flant5xxl.pth`); before LLaMA-2-chat none: the matrix reads four
 neighbouring patches at a time.
 """
@@ -12,6 +13,7 @@ from dataclasses import replace
 from weft.checkpoints.blip_2 import STREAM, system_of
 from weft.core.errors import unknown_name
 from weft.data.datasets.llava_json import LlavaJson
+from weft.data.datasets.mixture import Mixture
 from weft.data.images import ImageTransform
 from weft.data.processor import Processor
 from weft.language_models.decoder import Decoder
@@ -19,11 +21,17 @@ from weft.objectives.next_token import NextToken
 from weft.projectors.adjacent_features import AdjacentFeatures
 from weft.projectors.qformer import QFormer
 from weft.recipes import blip_2
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, shrunk
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, on_desk, shrunk
 from weft.systems.multimodal_lm import Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
 SIZES = ("13b", "7b", "llama-2-7b")
+PAIRS = Mixture.Config(
+    parts={
+        "laion": Mixture.Part(data=LlavaJson.Config(path="laion/pairs.jsonl", images="laion/images"), weight=115),
+        "cc_sbu": Mixture.Part(data=LlavaJson.Config(path="cc_sbu/pairs.jsonl", images="cc_sbu/images"), weight=14),
+    }
+)
 
 
 def minigpt_4(size: str = "13b") -> Recipe:
@@ -43,7 +51,7 @@ def minigpt_4(size: str = "13b") -> Recipe:
         system=system_of(model, stream),
         train=(f"streams.{STREAM}.projector.{'output' if queries else 'linear'}.*",),
         processor=Processor.Config(template="plain", transforms={STREAM: ImageTransform(size=224, resize="direct")}),
-        data=LlavaJson.Config(path="laion_cc_sbu.json", images="images"),
+        data=PAIRS,
         objective=NextToken.Config(),
         batch_size=256,
         steps=20_000,
@@ -76,5 +84,5 @@ def tiny() -> Recipe:
     """MiniGPT-4 at CPU size, both of its stages."""
     model = replace(Decoder.Config.tiny(), vocabulary=TINY_VOCABULARY, context=512)
     system = system_of(model, Stream.Config(encoder=blip_2.tiny_tower(64), projector=QFormer.Config.tiny()))
-    data = {"align": desk_captions(), "tune": desk_dialogues()}
+    data = {"align": on_desk(PAIRS, **dict.fromkeys(PAIRS.parts, desk_captions())), "tune": desk_dialogues()}
     return shrunk(minigpt_4(), dict.fromkeys(data, system), data, steps=40, image_size=64)

@@ -4,6 +4,9 @@ Source: arXiv:2308.12966. Stage 1 teaches tower and adapter captions at 224 pixe
 pixels, where the tower's positions are interpolated; stage 3 dialogues, with the tower frozen. Its "adapter" is the attention
 of the resampler: what follows it is the tower's end in the published code, and stays frozen with the tower in stage 3.
 
+The seven tasks are weighed by their samples in millions, 77 together; this split is unverified. A row of stage 2 is packed with
+samples of one task in the paper, here with samples of any, none of which sees another.
+
 A phrase in the data is marked `<ref>phrase</ref>`, its boxes follow.
 """
 
@@ -13,6 +16,7 @@ from dataclasses import replace
 
 from weft.data.boxes import ThousandthBoxes
 from weft.data.datasets.llava_json import LlavaJson
+from weft.data.datasets.mixture import Mixture
 from weft.data.images import ImageTransform
 from weft.data.processor import Processor
 from weft.encoders.qwen_vl_vision import QwenVLVision
@@ -21,7 +25,7 @@ from weft.language_models.decoder import Decoder
 from weft.layers.rotary import QwenScaling
 from weft.objectives.next_token import NextToken
 from weft.projectors.qwen_resampler import QwenResampler
-from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, resized, shrunk
+from weft.recipes.shrinking import TINY_VOCABULARY, desk_captions, desk_dialogues, on_desk, resized, shrunk
 from weft.systems.multimodal_lm import MultimodalLM, Stream
 from weft.training.stage import Optimizer, Recipe, Schedule, Stage
 
@@ -29,6 +33,19 @@ TOWER_AND_ADAPTER = ("streams.image.*",)
 ADAPTER_AND_LANGUAGE_MODEL = ("streams.image.projector.resampler.*", "language_model.*")
 COARSE, FINE = 224, 448
 CONTEXT = 2048
+_MILLIONS = {
+    "captioning": 19.7, "vqa": 3.6, "grounding": 3.5, "ref_grounding": 8.7, "grounded_captioning": 8.7, "ocr": 24.8,
+    "text": 7.8,
+}  # fmt: skip
+TASKS = Mixture.Config(
+    parts={
+        name: Mixture.Part(
+            data=LlavaJson.Config(path=f"qwen_vl/{name}.jsonl", images="" if name == "text" else "qwen_vl/images"),
+            weight=millions,
+        )
+        for name, millions in _MILLIONS.items()
+    }
+)
 
 # What the published evaluation puts behind a picture.
 CAPTION = "Describe the image in English:"
@@ -67,7 +84,7 @@ def qwen_vl() -> Recipe:
         train=("*",),
         takes={"pretrain": {"*": ""}},
         processor=_processor("qwen_vl_base", FINE),
-        data=LlavaJson.Config(path="qwen_vl/tasks.jsonl", images="qwen_vl/images"),
+        data=TASKS,
         batch_size=4096,
         micro_batch_size=4,
         steps=19_000,
@@ -112,7 +129,9 @@ def tiny() -> Recipe:
 
     published = qwen_vl()
     sizes = {"pretrain": coarse, "multitask": fine, "chat": fine}
-    data = {name: desk_captions() if name == "pretrain" else desk_dialogues() for name in sizes}
+    seen, written = desk_dialogues(), replace(desk_dialogues(), kind="text")
+    tasks = dict.fromkeys(_MILLIONS, seen) | {"captioning": desk_captions(), "text": written}
+    data = {"pretrain": desk_captions(), "multitask": on_desk(TASKS, **tasks), "chat": seen}
     small = shrunk(published, {name: system(size) for name, size in sizes.items()}, data, steps=20, image_size=fine)
 
     def at_its_size(stage: Stage) -> Stage:
