@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,36 +14,16 @@ from weft.evaluation.runner import EvaluationSettings, evaluate
 from weft.recipes.demo_report import Circumstances, report_content
 from weft.recipes.desk import BASELINE, desk, tokenizer
 from weft.recipes.loading import load_model
-from weft.training.atomic import write_text_atomically
-from weft.training.progress import StageEnd, progress_view
+from weft.training.logging import stage_seconds
+from weft.training.progress import progress_view
 from weft.training.run_folder import RUN
 from weft.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.training.progress import StageStart, StepReport
 
-TIMES = "times.json"
 QUESTIONS_PER_TYPE = 100
-
-
-class StageTimes:
-    """Keeps what each stage took, over resumes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / TIMES
-        self.seconds: dict[str, float] = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def on_stage_start(self, start: StageStart) -> None:
-        """Nothing to keep yet."""
-
-    def on_step(self, report: StepReport) -> None:
-        """Stages are timed as a whole."""
-
-    def on_stage_end(self, end: StageEnd) -> None:
-        self.seconds[end.name] = self.seconds.get(end.name, 0.0) + end.seconds
-        write_text_atomically(self.path, json.dumps(self.seconds, indent=2) + "\n")
 
 
 def run_demo(
@@ -66,10 +45,7 @@ def run_demo(
     say = console.print
     say("[bold]Weft demo[/]: a multimodal language model grown from nothing on real handwriting.")
     say(f"[dim]{len(recipe.stages)} stages, about {minutes:g} minutes of training on two CPU cores; all in[/] {folder}\n")
-    times = StageTimes(folder)
-    trainer = Trainer(
-        recipe, folder, tokenizer=tokenizer(), seed=seed, callbacks=[progress_view(console), times], processes=processes
-    )
+    trainer = Trainer(recipe, folder, tokenizer=tokenizer(), seed=seed, callbacks=[progress_view(console)], processes=processes)
     trainer.fit(resume=(folder / RUN).exists())
 
     say("\n[bold]Measuring[/] on handwriting that no stage ever saw, beside three baselines")
@@ -82,7 +58,7 @@ def run_demo(
         evaluation = evaluate(model, benchmark, settings, text_only=text_only, progress=tell)
     _say_scores(console, evaluation)
 
-    circumstances = Circumstances(folder, minutes, seed, times.seconds, time.perf_counter() - began, trainer.processes)
+    circumstances = Circumstances(folder, minutes, seed, stage_seconds(folder), time.perf_counter() - began, trainer.processes)
     page = write_report(report_content(recipe, model, benchmark, evaluation, circumstances), folder / "report")
     say(f"\nReport: [bold]{page}[/]")
     say(f"Talk to it: [bold]weft chat {folder / 'model'} --image {folder / 'report' / 'canvas.png'}[/]")
