@@ -1,6 +1,7 @@
 """Random reference models, and the way between them and Weft through the real key maps."""
 
 import json
+import logging
 from pathlib import Path
 from unittest import TestCase
 
@@ -51,10 +52,20 @@ def to_transformers(model: nn.Module, cls, folder: Path):
 
 def opened_silently(folder: Path, cls):
     """A written folder in its library, which must not say a word: neither of keys in its report nor anything in its log."""
-    with TestCase().assertNoLogs("transformers", "WARNING"):
-        loaded, info = cls.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_says_something_of_the_folder)
+    try:
+        with TestCase().assertNoLogs("transformers", "WARNING"):
+            loaded, info = cls.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+    finally:
+        logger.removeFilter(_says_something_of_the_folder)
     assert not any(info.values()), info
     return loaded.eval()
+
+
+def _says_something_of_the_folder(record: logging.LogRecord) -> bool:
+    """Every T5 with a head of its own is told so by 5.x, which reads its config as tied whatever that says."""
+    return "lm_head.weight, but both are present in the checkpoints" not in record.getMessage()
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:

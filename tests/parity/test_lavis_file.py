@@ -1,6 +1,7 @@
 """LAVIS' files of BLIP-2 and InstructBLIP, tiny: file names, full lists of keys, a language model beside them; against the same
 weights in `transformers`, renamed by hand."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_models import randomise
+from PIL import Image
+from reference_models import opened_silently, randomise
 from tokenizer_files import write_llama_tokenizer, write_opt_tokenizer, write_reader_tokenizer, write_t5_tokenizer
 from torch import nn
+from typer.testing import CliRunner
 
 from weft.checkpoints import lavis
 from weft.core.conversation import Conversation, Media, user
@@ -18,9 +21,9 @@ from weft.core.errors import CheckpointError, ConfigError
 from weft.data.collate import collate
 from weft.inference.sampling import Sampling
 from weft.recipes import minigpt_4
-from weft.recipes.converting import convert
-from weft.recipes.loading import load_model, load_system, save_model
+from weft.recipes.loading import load_model, load_system
 from weft.recipes.starting_weights import starting_weights
+from weft.serving.cli import app
 from weft.systems.fusion_encoder import FusionEncoder
 from weft.systems.multimodal_lm import Stream
 
@@ -41,7 +44,9 @@ FILES = {
     "instruct_blip_flanxl_trimmed.pth": ("InstructBlip", T5, write_t5_tokenizer, "t5_proj"),
 }
 PICTURE = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
-QUESTION = Conversation((user(Media(PICTURE), "what is in the image?"),))
+WORDING = "what is in the image?"
+QUESTION = Conversation((user(Media(PICTURE), WORDING),))
+SHORT = Sampling(max_new_tokens=8)
 
 
 def linear(name: str, out: int, into: int) -> dict:
@@ -192,25 +197,30 @@ def written(request, tmp_path_factory) -> Written:
 @torch.no_grad()
 def test_a_file_beside_its_language_model_says_the_same_as_the_reference(written):
     ours = load_model(written.path, parts=written.parts)
-    sample = ours.processor.encode(QUESTION, reply=True)
     begin = [] if written.seq2seq else [2]  # </s>, also for Vicuna
-    assert sample.tokens[QUERIES : QUERIES + len(begin)].tolist() == begin
+    assert ours.processor.encode(QUESTION, reply=True).tokens[QUERIES : QUERIES + len(begin)].tolist() == begin
+    assert_same(ours, written.model, written)
+
+
+def assert_same(ours, theirs, written):
+    """Logits and greedy words of one question about a picture."""
+    sample = ours.processor.encode(QUESTION, reply=True)
     batch = collate([sample])
     ids = sample.tokens.copy()
-    ids[:QUERIES] = written.model.config.image_token_index
+    ids[:QUERIES] = theirs.config.image_token_index
     inputs = {"pixel_values": batch.media["image"].units, "input_ids": torch.tensor(ids)[None]}
     if written.instructs:
         asked = batch.media["image"].instruction
         inputs |= {"qformer_input_ids": asked, "qformer_attention_mask": torch.ones_like(asked)}
     start = {"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)} if written.seq2seq else {}
-    expected = written.model(**inputs, **start).logits
+    found, expected = ours.system(batch).logits(), theirs(**inputs, **start).logits
     bound = 1e-4 * max(1.0, expected.abs().max().item())  # float32 rounding through three transformers
-    assert (ours.system(batch).logits() - expected).abs().max() <= bound
-    said = written.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert (found - expected[..., : found.shape[-1]]).abs().max() <= bound
+    said = theirs.generate(**inputs, max_new_tokens=SHORT.max_new_tokens, do_sample=False)[0].tolist()
     said = said[1:] if written.seq2seq else said[len(ids) :]
     ends = ours.processor.stop_ids
     kept = next((place for place, token in enumerate(said) if token in ends), len(said))
-    assert list(ours.generate([QUESTION], Sampling(max_new_tokens=8))[0].token_ids) == said[:kept]
+    assert list(ours.generate([QUESTION], SHORT)[0].token_ids) == said[:kept]
 
 
 def test_a_tower_of_its_own_may_stand_beside_the_file(written, tmp_path):
@@ -230,34 +240,74 @@ def test_a_tower_of_its_own_may_stand_beside_the_file(written, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in again.system.state_dict().items())
 
 
-def test_a_lavis_file_becomes_a_folder_of_transformers(written, tmp_path):
+def command(*arguments) -> str:
+    """What a command prints; it must succeed."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@torch.no_grad()
+def test_a_file_is_converted_by_command_and_the_written_folder_says_the_same_in_transformers(written, tmp_path):
     model = load_model(written.path, parts=written.parts)
-    save_model(model, tmp_path / "weft")
-    one_eps = [("streams.image.encoder.feature_norm_eps", "1e-6")]
-    folder = convert(tmp_path / "weft", tmp_path / "transformers", settings=one_eps)
-    _, info = type(written.model).from_pretrained(folder, output_loading_info=True, local_files_only=True)
-    assert not any(info.values()), info
-    settings = Sampling(max_new_tokens=8)
-    assert load_model(folder).generate([QUESTION], settings)[0].token_ids == model.generate([QUESTION], settings)[0].token_ids
+    given = ["--from", f"language_model={written.parts['language_model']}"]
+    command("convert", written.path, tmp_path / "weft", "--to", "weft", *given)
+    again = load_model(tmp_path / "weft")
+    assert again.system.config == model.system.config and again.processor.config == model.processor.config
+    assert again.generate([QUESTION], SHORT)[0].token_ids == model.generate([QUESTION], SHORT)[0].token_ids
+    one_eps = ["--set", "streams.image.encoder.feature_norm_eps=1e-6"]
+    command("convert", written.path, tmp_path / "transformers", *given, *one_eps)
+    theirs = opened_silently(tmp_path / "transformers", type(written.model))
+    assert_same(load_model(tmp_path / "transformers"), theirs, written)
 
 
-def test_a_key_less_or_more_is_one_error_that_names_it(written, tmp_path):
-    state = written.state
+def test_weft_chat_and_weft_eval_take_a_file(written, tmp_path):
+    model = load_model(written.path, parts=written.parts)
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    given = ["--from", f"language_model={written.parts['language_model']}", "--device", "cpu"]
+    asked = ["--image", tmp_path / "picture.png", "--prompt", WORDING, "--max-new-tokens", SHORT.max_new_tokens]
+    said = model.generate([QUESTION], SHORT)[0].text
+    assert "".join(said.split()) in "".join(command("chat", written.path, *asked, *given).split()) and said.strip()
+    one = ["--set", "num_per_type=2", "--set", "types=[name_single]", "--no-blind", "--json"]
+    assert json.loads(command("eval", written.path, *one, *given))["questions"] == 2
+
+
+def test_what_does_not_fit_is_one_error_that_lists_it(written, tmp_path):
     if written.instructs:
         write_reader_tokenizer(tmp_path / "qformer_tokenizer")
-    lost = "Qformer.bert.encoder.layer.2.output_query.dense.weight"
-    short = written.save(tmp_path / "short.pth", {name: tensor for name, tensor in state.items() if name != lost})
-    with pytest.raises(CheckpointError, match="1 missing") as caught:
-        load_model(short, parts=written.parts)
-    assert lost in str(caught.value)
-    more = written.save(tmp_path / "more.pth", state | {"a_stranger": torch.ones(1)})
-    with pytest.raises(CheckpointError, match=r"1 unknown \(a_stranger\)"):
-        load_model(more, parts=written.parts)
+    lost, misshapen = (f"Qformer.bert.encoder.layer.{i}.output_query.dense.weight" for i in (1, 2))
+    state = {name: tensor for name, tensor in written.state.items() if name != lost}
+    other = {"a_stranger": torch.ones(1), misshapen: torch.ones(3, 5, 7)}
+    with pytest.raises(CheckpointError) as caught:
+        load_model(written.save(tmp_path / "other.pth", state | other), parts=written.parts)
+    said = str(caught.value)
+    assert "\n" not in said and "other.pth" in said
+    assert (
+        f"1 missing ({lost})" in said and "1 unknown (a_stranger)" in said and f"1 wrong shape ({misshapen} (3, 5, 7)" in said
+    )
     with pytest.raises(ConfigError, match="does not hold its language_model"):
         load_model(written.path)
-    other = written.save(tmp_path / "other.pth", {"weight": torch.ones(1)})
-    with pytest.raises(CheckpointError, match=r"has no query_tokens, .* no file of LAVIS"):
-        load_model(other, parts=written.parts)
+
+
+SHOWS_A_SIZE = (
+    "query_tokens", "Qformer.bert.encoder.layer.0.intermediate_query.dense.weight", "visual_encoder.cls_token",
+    "Qformer.bert.embeddings.word_embeddings.weight", "Qformer.bert.embeddings.position_embeddings.weight",
+    "visual_encoder.pos_embed", "visual_encoder.patch_embed.proj.weight", "visual_encoder.blocks.0.mlp.fc1.weight",
+    "text_proj.weight",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHOWS_A_SIZE)
+def test_a_tensor_that_can_show_no_size_is_named(name, tmp_path):
+    write_reader_tokenizer(tmp_path / "qformer_tokenizer")
+    state = drawn(first_stage_keys())
+    path = Written.save(tmp_path / "blip2_pretrained.pth", state | {name: torch.ones(3)})
+    with pytest.raises(CheckpointError, match=rf"{name}, which shows a size, has \d axes .* here \(3,\)"):
+        load_system(path)
+    if "embeddings" not in name:  # without tables of words it is a Q-Former that reads none
+        Written.save(path, {key: tensor for key, tensor in state.items() if key != name})
+        with pytest.raises(CheckpointError, match=rf"has no {name}, .* no file of LAVIS"):
+            load_system(path)
 
 
 def test_the_first_stage_opens_with_its_heads(tmp_path):
@@ -270,6 +320,10 @@ def test_the_first_stage_opens_with_its_heads(tmp_path):
     assert loaded.system.temperature.item() == state["temp"].item()
     assert torch.equal(loaded.system.matching_head.weight, state["itm_head.weight"])
     assert torch.equal(loaded.system.word_head.bias, state["Qformer.cls.predictions.bias"])
+    command("convert", path, tmp_path / "weft", "--to", "weft")
+    again = load_system(tmp_path / "weft").system
+    assert again.config == loaded.system.config
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in loaded.system.state_dict().items())
 
 
 def test_minigpt_4_starts_from_the_frozen_q_former_of_such_a_file(tmp_path):

@@ -29,22 +29,22 @@ _TOWER_HEAD_WIDTH, _READER_HEAD_WIDTH = 88, 64  # of EVA-CLIP-g and of BERT; no 
 def read_tower(shapes: Shapes, where: str, whole: bool = True) -> EvaClipVision.Config:
     """The tower of a model's file or, not `whole`, of its own file, whose last block is left out.
 
-    Raises: CheckpointError where a tensor that shows a size is missing.
+    Raises: CheckpointError where a tensor that shows a size is missing, or is no table of it.
     """
     prefix = TOWER if whole else ""
 
-    def shape(name: str) -> Sequence[int]:
-        return _shape(shapes, prefix + name, where)
+    def shape(name: str, axes: int) -> Sequence[int]:
+        return _shape(shapes, prefix + name, axes, where)
 
-    width, patch = shape("cls_token")[-1], shape("patch_embed.proj.weight")[-1]
+    width, patch = shape("cls_token", 3)[-1], shape("patch_embed.proj.weight", 4)[-1]
     return blip_2_vision.read_lavis(
         {
-            "img_size": math.isqrt(shape("pos_embed")[1] - 1) * patch,
+            "img_size": math.isqrt(shape("pos_embed", 3)[1] - 1) * patch,
             "patch_size": patch,
             "embed_dim": width,
             "depth": len(_numbers(shapes, f"{prefix}blocks.")) - (not whole),
             "num_heads": max(1, width // _TOWER_HEAD_WIDTH),
-            "mlp_ratio": (shape("blocks.0.mlp.fc1.weight")[0] + 0.5) / width,  # read as int(width * ratio)
+            "mlp_ratio": (shape("blocks.0.mlp.fc1.weight", 2)[0] + 0.5) / width,  # read as int(width * ratio)
         }
     )
 
@@ -52,9 +52,9 @@ def read_tower(shapes: Shapes, where: str, whole: bool = True) -> EvaClipVision.
 def read_qformer(shapes: Shapes, where: str) -> QFormer.Config:
     """The Q-Former of a file, which reads texts where the file has a table of words for it.
 
-    Raises: CheckpointError where a tensor that shows a size is missing.
+    Raises: CheckpointError where a tensor that shows a size is missing, or is no table of it.
     """
-    _, num_queries, width = _shape(shapes, "query_tokens", where)
+    _, num_queries, width = _shape(shapes, "query_tokens", 3, where)
     layers = _numbers(shapes, _LAYER)
     crossing = [number for number in layers if f"{_LAYER}{number}.crossattention.self.query.weight" in shapes]
     config = QFormer.Config(
@@ -62,20 +62,30 @@ def read_qformer(shapes: Shapes, where: str) -> QFormer.Config:
         width=width,
         num_layers=len(layers),
         num_heads=max(1, width // _READER_HEAD_WIDTH),
-        feed_forward_width=_shape(shapes, f"{_LAYER}0.intermediate_query.dense.weight", where)[0],
+        feed_forward_width=_shape(shapes, f"{_LAYER}0.intermediate_query.dense.weight", 2, where)[0],
         cross_attention_every=crossing[1] - crossing[0] if len(crossing) > 1 else len(layers),
-        vocabulary=shapes[_WORDS][0] if _WORDS in shapes else None,
+        vocabulary=_shape(shapes, _WORDS, 2, where)[0] if _WORDS in shapes else None,
         projected=any(name in shapes for name in _PROJECTIONS),
     )
     if not config.projected and FIRST_STAGE not in shapes:
         listed = ", ".join((*_PROJECTIONS, FIRST_STAGE))
         raise CheckpointError(f"{where} has none of {listed}; it is no file of LAVIS' BLIP-2")
-    return replace(config, context=shapes[_PLACES][0]) if _PLACES in shapes else config
+    return replace(config, context=_shape(shapes, _PLACES, 2, where)[0]) if _PLACES in shapes else config
 
 
-def _shape(shapes: Shapes, name: str, where: str) -> Sequence[int]:
+def read_embedding_width(shapes: Shapes, where: str) -> int:
+    """Of the first stage's two embeddings. Raises: CheckpointError where the tensor that shows it is missing, or no table."""
+    return _shape(shapes, "text_proj.weight", 2, where)[0]
+
+
+def _shape(shapes: Shapes, name: str, axes: int, where: str) -> Sequence[int]:
+    """The shape of a tensor, told by its number of axes from what cannot show a size."""
     if name not in shapes:
         raise CheckpointError(f"{where} has no {name}, which shows a size; it is no file of LAVIS' BLIP-2")
+    if len(shapes[name]) != axes:
+        raise CheckpointError(
+            f"{where}: {name}, which shows a size, has {axes} axes in a file of LAVIS' BLIP-2, here {tuple(shapes[name])}"
+        )
     return shapes[name]
 
 

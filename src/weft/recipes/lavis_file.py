@@ -47,7 +47,7 @@ def read_lavis_file(path: Path, parts: Parts) -> FolderContents:
     stream = Stream.Config(encoder=encoder, projector=reader)
     given = {} if tower is None else {ENCODER: tower.at(ENCODER)}
     if not reader.projected:
-        return _first_stage(path, files, stream, bases, given)
+        return _first_stage(path, files, stream, bases, given, lavis.read_embedding_width(shapes, str(path)))
     model = needed(bases.language_model(), LANGUAGE_MODEL, path)
     if isinstance(model.config, T5.Config):
         model = model._replace(config=replace(model.config, activation="gelu"))  # which LAVIS sets
@@ -65,13 +65,12 @@ def read_lavis_file(path: Path, parts: Parts) -> FolderContents:
 
 
 def _first_stage(
-    path: Path, files: WeightFiles, stream: Stream.Config, bases: BaseParts, given: dict[str, BasePart]
+    path: Path, files: WeightFiles, stream: Stream.Config, bases: BaseParts, given: dict[str, BasePart], width: int
 ) -> FolderContents:
     """The Q-Former with its heads, as `blip2_pretrained.pth` holds them."""
     beside = path.parent / INSTRUCTIONS
     folder = bases.tokenizer_in(beside if beside.is_dir() else path.parent)
     tokenizer = Tokenizer.from_file(folder).with_special((START,))
-    width = files.shape("text_proj.weight")[0]
     system = FusionEncoder.Config(streams={STREAM: stream}, start_token=tokenizer.special[START], embedding_width=width)
     assert isinstance(stream.encoder, EvaClipVision.Config)
     tower = blip_2_vision.lavis_tower(stream.encoder).under(target=f"{ENCODER}.")

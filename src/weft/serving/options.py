@@ -21,14 +21,17 @@ Override = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="What every random choice follows from.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one.")]
 ModelPath = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model folder, a run folder, a folder in transformers layout, or a hub name.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model folder, a run folder, a published folder, a file of LAVIS (.pth), or a hub name."
+    ),
 ]
 Parts = Annotated[
     list[str] | None,
     typer.Option(
         "--from",
         metavar="PART=PATH",
-        help="Where a published folder leaves a part out: language_model, streams.image.encoder or tokenizer; repeatable.",
+        help="Where a published model leaves a part out: language_model, streams.image.encoder or tokenizer; repeatable.",
         show_default=False,
     ),
 ]

@@ -13,7 +13,10 @@ from weft.serving.options import Parts
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A Weft model or run folder, a folder in transformers layout, or a hub name."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A Weft model or run folder, a published folder, a file of LAVIS (.pth), or a hub name.",
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write; it must be new or empty.")],
     to: Annotated[str, typer.Option("--to", help="transformers or weft.")] = "transformers",
