@@ -69,7 +69,8 @@ def _tree(recipe: Recipe, system: System) -> Tree:
         _grow(tree, part, system)
     for fusion in getattr(system, "fusions", ()):
         streams = ", ".join(fusion.config.streams)
-        tree.add(f"fusion  [cyan]{type(fusion).__name__}[/]  reads {streams}")
+        reads = f"reads {streams}" if streams else "tells tokens by their modality"
+        tree.add(f"fusion  [cyan]{type(fusion).__name__}[/]  {reads}")
     return tree
 
 
