@@ -8,8 +8,8 @@ rule or dropped with a stated reason, every parameter of the model is filled, an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,10 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
+
+    def within(self, part: str) -> Plan:
+        """What becomes of the keys that fill a part of the model, whose names begin with `part`."""
+        return replace(self, steps=[step for step in self.steps if all(name.startswith(part) for name in step.outputs)])
 
 
 class _Match(NamedTuple):
@@ -148,13 +152,18 @@ class KeyMap:
         """The target's tensors. Raises: CheckpointError for unknown keys and for incomplete groups."""
         plan = self.plan(state)
         plan.problems.raise_if_any(where, "its key map")
-        return _run(plan, state, where, reverse=False)
+        made = ((step.outputs, _outputs(step, [state[key] for key in step.inputs], where)) for step in plan.steps)
+        return {name: tensor for names, tensors in made for name, tensor in zip(names, tensors, strict=True)}
 
     def from_weft(self, state: Mapping[str, Tensor], where: str = "model") -> dict[str, Tensor]:
         """The source's tensors. Raises: CheckpointError for target keys that the layout cannot hold."""
+        return dict(self.streamed_from_weft(state, where))
+
+    def streamed_from_weft(self, state: Mapping[str, Tensor], where: str = "model") -> StreamedTensors:
+        """The same, each tensor made when it is asked for: what is fused of several is never held for the whole model."""
         plan = self.plan(state, reverse=True)
         plan.problems.raise_if_any(where, "its key map")
-        return _run(plan, state, where, reverse=True)
+        return StreamedTensors(plan, state, where)
 
     def load(
         self,
@@ -164,17 +173,19 @@ class KeyMap:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        part: str = "",
     ) -> dict[str, str]:
         """Fill every parameter and persistent buffer of `model`, one rule at a time; nothing is changed unless all fits.
 
+        Of a file that holds more, `model` is the `part` whose parameters the table gives names that begin so (with its dot).
         `state` may read lazily (an object with `shape(key)` is asked for shapes without reading). A parameter that stands on
         the meta device is replaced by the file's tensor, in `dtype` and on `device` where given. Parameters that are one (a
         tied head) may be given once or, when equal, several times. Returns the dropped keys with their reasons.
 
         Raises: CheckpointError naming `where` and every missing, unknown and misshapen key.
         """
-        plan = self.plan(state)
-        targets = model.state_dict(keep_vars=True)
+        plan = self.plan(state).within(part)
+        targets: dict[str, Tensor] = model.state_dict(keep_vars=True, prefix=part)
         tied: dict[int, list[str]] = {}
         for name, tensor in targets.items():
             tied.setdefault(id(tensor), []).append(name)
@@ -192,7 +203,8 @@ class KeyMap:
             for name, tensor in zip(step.outputs, step.rule.forward([state[k] for k in step.inputs]), strict=True):
                 target = targets[name]
                 if target.device.type == "meta":
-                    _materialise(model, tied[id(target)], target, tensor, dtype, device)
+                    names = [each.removeprefix(part) for each in tied[id(target)]]
+                    _materialise(model, names, target, tensor, dtype, device)
                 else:
                     with torch.no_grad():
                         target.copy_(tensor)
@@ -256,16 +268,42 @@ def _shape(state: Mapping[str, Tensor], key: str) -> torch.Size:
     return torch.Size(lazy(key)) if lazy is not None else state[key].shape
 
 
-def _run(plan: Plan, state: Mapping[str, Tensor], where: str, reverse: bool) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    for step in plan.steps:
-        turn = step.rule.backward if reverse else step.rule.forward
-        try:
-            outputs = turn([state[key] for key in step.inputs])
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise CheckpointError(f"{where}: {' + '.join(step.inputs)} has the wrong shape: {error}") from None
-        result.update(zip(step.outputs, outputs, strict=True))
-    return result
+def _outputs(step: Step, inputs: Sequence[Tensor], where: str, reverse: bool = False) -> tuple[Tensor, ...]:
+    try:
+        return (step.rule.backward if reverse else step.rule.forward)(inputs)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{where}: {' + '.join(step.inputs)} has the wrong shape: {error}") from None
+
+
+class StreamedTensors(Mapping[str, Tensor]):
+    """The tensors of a published layout by name, each made of a model's when it is asked for, and not kept.
+
+    Raises: CheckpointError, before any is made, for a shape that the layout cannot hold.
+    """
+
+    def __init__(self, plan: Plan, state: Mapping[str, Tensor], where: str) -> None:
+        self._state, self._where = state, where
+        self._made_by: dict[str, tuple[Step, int]] = {}
+        self._num_bytes: dict[str, int] = {}
+        for step in plan.steps:
+            shapes = [torch.empty_like(state[key], device="meta", requires_grad=False) for key in step.inputs]
+            for place, tensor in enumerate(_outputs(step, shapes, where, reverse=True)):
+                self._made_by[step.outputs[place]] = step, place
+                self._num_bytes[step.outputs[place]] = tensor.nbytes
+
+    def __getitem__(self, key: str) -> Tensor:
+        step, place = self._made_by[key]
+        return _outputs(step, [self._state[name] for name in step.inputs], self._where, reverse=True)[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made_by)
+
+    def __len__(self) -> int:
+        return len(self._made_by)
+
+    def num_bytes(self, key: str) -> int:
+        """A tensor's size, without making it."""
+        return self._num_bytes[key]
 
 
 def _unequal(steps: Sequence[Step], names: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:

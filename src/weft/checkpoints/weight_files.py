@@ -99,6 +99,8 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
     """Write `model.safetensors`, or shards of at most `shard_bytes` with their index; each file is whole or not there.
 
+    `tensors` may make what they give (an object with `num_bytes(key)` is asked for sizes); one shard's are held at a time.
+
     Raises: CheckpointError where the disk refuses.
     """
     from safetensors import SafetensorError
@@ -184,14 +186,19 @@ def _is_zip(path: Path) -> bool:
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
-    for key, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
+    for key in tensors:
+        size = _num_bytes(tensors, key)
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
         shards[-1].append(key)
         filled += size
     return shards
+
+
+def _num_bytes(tensors: Mapping[str, Tensor], key: str) -> int:
+    known = getattr(tensors, "num_bytes", None)
+    return int(known(key)) if known is not None else tensors[key].nbytes
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -202,7 +209,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def _write_index(folder: Path, names: list[str], shards: list[list[str]], tensors: Mapping[str, Tensor]) -> None:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size = sum(_num_bytes(tensors, key) for key in tensors)
     listed = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
     index = {"metadata": {"total_size": size}, "weight_map": listed}
     partial = folder / f".partial-{INDEX}"

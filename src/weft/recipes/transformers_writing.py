@@ -34,6 +34,7 @@ from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalLM, MultimodalSystem
 
 ROWS_MULTIPLE = 64  # a table that must grow grows to a multiple of it, as the published LLaVA-1.5 did: 32,000 to 32,064
+_TOKEN_TABLES = ("language_model.embedding.weight", "language_model.output.weight")
 
 
 def write_transformers_folder(folder: Path, system: System, processor: Processor, shard_bytes: int = SHARD_BYTES) -> None:
@@ -69,15 +70,15 @@ def write_transformers_folder(folder: Path, system: System, processor: Processor
     write_weights(folder, tensors, shard_bytes)
 
 
-def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> Mapping[str, Tensor]:
     stream = system.config.streams.get(llava.STREAM)
     tiled = stream is not None and isinstance(stream.projector, Tiles.Config)
     encoder, decoder = llava.expressible_parts(llava_next.without_tiles(system.config) if tiled else system.config)
     tokenizer, image_token, needed = _with_marker(processor.tokenizer, decoder.vocabulary)
     rows = decoder.vocabulary
     grown = replace(system.config, language_model=replace(decoder, vocabulary=needed))
-    tensors = (llava_next.LLAVA_NEXT if tiled else llava.LLAVA).from_weft(weights(system))
-    tensors = {name: _grown(name, tensor, needed, tokenizer.begin_id or 0) for name, tensor in tensors.items()}
+    table = llava_next.LLAVA_NEXT if tiled else llava.LLAVA
+    tensors = table.streamed_from_weft(_grown(weights(system), needed, tokenizer.begin_id or 0))
     transform = processor.config.transforms[llava.STREAM]
     if tiled:
         pinpoints = {"image_grid_pinpoints": _pinpoints(transform)}
@@ -99,7 +100,7 @@ def _write_llava(folder: Path, system: MultimodalLM, processor: Processor) -> di
     return tensors
 
 
-def _write_blip_2(folder: Path, system: MultimodalSystem, processor: Processor) -> dict[str, Tensor]:
+def _write_blip_2(folder: Path, system: MultimodalSystem, processor: Processor) -> Mapping[str, Tensor]:
     """BLIP-2 or InstructBLIP. What ends an answer is said in the language model's config, the only one that it reads."""
     _, projector, language_model = blip_2.expressible_parts(system.config)
     if not processor.template.media_before_begin:
@@ -110,8 +111,7 @@ def _write_blip_2(folder: Path, system: MultimodalSystem, processor: Processor) 
     tokenizer, image_token, needed = _with_marker(processor.tokenizer, language_model.vocabulary)
     larger = replace(language_model, vocabulary=needed)  # type: ignore[call-arg]  # a field of every language model
     grown = replace(system.config, language_model=larger)
-    tensors = blip_2.key_map(system.config).from_weft(weights(system))
-    tensors = {key: _grown(key, tensor, needed) for key, tensor in tensors.items()}
+    tensors = blip_2.key_map(system.config).streamed_from_weft(_grown(weights(system), needed))
     config = blip_2.write_config(grown, image_token)
     config["text_config"] |= _ids(tokenizer, processor)
     name = "Blip2Processor" if projector.vocabulary is None else "InstructBlipProcessor"
@@ -124,7 +124,7 @@ def _write_blip_2(folder: Path, system: MultimodalSystem, processor: Processor) 
     return tensors
 
 
-def _write_mllama(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+def _write_mllama(folder: Path, system: MultimodalLM, processor: Processor) -> Mapping[str, Tensor]:
     tokenizer, begin, name = processor.tokenizer, processor.template.begin, "MllamaProcessor"
     marker = MARKER if MARKER in tokenizer.special else LLAMA_MARKER
     tokenizer = _unwrapped(tokenizer if marker in tokenizer.special else tokenizer.with_special([marker]))
@@ -137,7 +137,7 @@ def _write_mllama(folder: Path, system: MultimodalLM, processor: Processor) -> d
     config = mllama.write_config(system.config, tokenizer.special[marker])
     ids = {"bos_token_id": begin_id, "eos_token_id": sorted(processor.stop_ids), "pad_token_id": tokenizer.pad_id}
     config["text_config"] |= ids
-    tensors = mllama.key_map(system.config).from_weft(weights(system))
+    tensors = mllama.key_map(system.config).streamed_from_weft(weights(system))
     _write_generation(folder, config, tensors, tokenizer, processor, marker=marker)
     _write_images(folder, processor.config.transforms[mllama.STREAM], "Mllama", name)
     named = {"processor_class": name, "bos_token": begin, "extra_special_tokens": {"image_token": marker}}
@@ -150,7 +150,7 @@ def _warn_of_other_rules(config: MultimodalLM.Config) -> None:
     if mllama.as_transformers(config) != config:
         settings = " ".join(f"--set {path}={value}" for path, value in mllama.TRANSFORMERS_RULES)
         warnings.warn(
-            "transformers will say other tokens than Weft from this folder of Llama 3.2 Vision: its features are what leaves "
+            "transformers computes otherwise than Weft from this folder of Llama 3.2 Vision: its features are what leaves "
             "the tower's local blocks, in Meta's code what enters them, and it shows text before the first picture all "
             "pictures, Meta's code none; for Weft with the library's rules, write a Weft folder: weft convert SOURCE TARGET "
             f"--to weft {settings}",
@@ -158,7 +158,7 @@ def _warn_of_other_rules(config: MultimodalLM.Config) -> None:
         )
 
 
-def _write_idefics(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+def _write_idefics(folder: Path, system: MultimodalLM, processor: Processor) -> Mapping[str, Tensor]:
     """All tokens have a row; those of pictures are special, and the processor puts one around them."""
     config = idefics.write_config(system.config)
     tokenizer, around, name = processor.tokenizer, processor.template.media_around, "IdeficsProcessor"
@@ -168,7 +168,7 @@ def _write_idefics(folder: Path, system: MultimodalLM, processor: Processor) -> 
             f"the IDEFICS layout holds a tokenizer of at most {system.config.vocabulary} ids, here {tokenizer.vocabulary}, "
             f"with {MARKER!r} and what the template puts around pictures, as 'idefics' does; it lacks {lost}"
         )
-    tensors = idefics.key_map(system.config).from_weft(weights(system))
+    tensors = idefics.key_map(system.config).streamed_from_weft(weights(system))
     _write_generation(folder, config, tensors, tokenizer, processor)
     _write_images(folder, processor.config.transforms[idefics.STREAM], "Idefics", name)
     added = [around, MARKER, *(token for token in processor.template.stop if token in tokenizer.special)]
@@ -176,20 +176,20 @@ def _write_idefics(folder: Path, system: MultimodalLM, processor: Processor) -> 
     return tensors
 
 
-def _write_language_model(folder: Path, system: MultimodalLM, processor: Processor) -> dict[str, Tensor]:
+def _write_language_model(folder: Path, system: MultimodalLM, processor: Processor) -> Mapping[str, Tensor]:
     decoder = system.config.language_model
     if not isinstance(decoder, Decoder.Config):
         raise CheckpointError(f"the Llama layout cannot hold a {decoder.part_name}")
-    tensors = llama.LLAMA.under(target="language_model.").from_weft(weights(system))
+    tensors = llama.LLAMA.under(target="language_model.").streamed_from_weft(weights(system))
     _write_generation(folder, llama.write_config(decoder), tensors, processor.tokenizer, processor)
     _write_tokenizer(folder, processor.tokenizer, processor)
     return tensors
 
 
-def _write_dual_encoder(folder: Path, system: DualEncoder, processor: Processor) -> dict[str, Tensor]:
+def _write_dual_encoder(folder: Path, system: DualEncoder, processor: Processor) -> Mapping[str, Tensor]:
     layout, name = (siglip.SIGLIP, "Siglip") if isinstance(system.config.media, SiglipVision.Config) else (clip.CLIP, "CLIP")
     config = layout.write_config(system.config)
-    tensors = layout.key_map(system.config).from_weft(weights(system))
+    tensors = layout.key_map(system.config).streamed_from_weft(weights(system))
     _write(folder / "config.json", config | {"torch_dtype": _precision(tensors)})
     _write_images(folder, processor.config.transforms[system.config.stream], name, f"{name}Processor")
     tokenizer, named = _wrapped(processor.tokenizer), {"processor_class": f"{name}Processor"}
@@ -234,12 +234,15 @@ def _with_marker(tokenizer: Tokenizer, rows: int) -> tuple[Tokenizer, int, int]:
     return tokenizer, token, rows if token < rows else -(-(token + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
-def _grown(name: str, tensor: Tensor, rows: int, copied: int | None = None) -> Tensor:
-    """A token table with more rows: copies of one, by default of the mean."""
-    if not name.endswith(("embed_tokens.weight", "shared.weight", "lm_head.weight")) or len(tensor) >= rows:
-        return tensor
-    row = tensor.float().mean(0).to(tensor.dtype) if copied is None else tensor[copied]
-    return torch.cat((tensor, row.expand(rows - len(tensor), -1)))
+def _grown(tensors: Mapping[str, Tensor], rows: int, copied: int | None = None) -> dict[str, Tensor]:
+    """A model's tensors with more rows in its token tables: copies of one, by default of the mean."""
+
+    def longer(table: Tensor) -> Tensor:
+        row = table.float().mean(0).to(table.dtype) if copied is None else table[copied]
+        return torch.cat((table, row.expand(rows - len(table), -1)))
+
+    tables = [name for name in _TOKEN_TABLES if name in tensors and len(tensors[name]) < rows]
+    return {**tensors, **{name: longer(tensors[name]) for name in tables}}
 
 
 def _unwrapped(tokenizer: Tokenizer) -> Tokenizer:
