@@ -15,7 +15,19 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+LLAVA_V0 = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+    "polite answers to the human's questions.###Human: <image>\nQ1###Assistant: A1###Human: Q2###Assistant: A2###"
+)
 WRITTEN = {
+    "llava_v0": LLAVA_V0,
+    "llava_v0_tagged": LLAVA_V0.replace("<image>", "<im_start><image><im_end>"),
+    "vicuna_v1_tagged": f"{SYSTEM} USER: <im_start><image><im_end>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>",
+    "llava_llama_2": "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
+    "<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST] A2 </s>",
+    "llava_chatml": "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|>"
+    "<|im_start|>assistant\nA1<|im_end|><|im_start|>user\nQ2<|im_end|><|im_start|>assistant\nA2<|im_end|>",
     "internlm2_chat": "<|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
     "是一个有用无害的人工智能助手。<|im_end|>\n<|im_start|>user\n<img><image></img>\nQ1<|im_end|>\n"
     "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>",
@@ -65,6 +77,11 @@ WRITTEN = {
     "idefics_document": "<fake_token_around_image><image><fake_token_around_image>A1A2</s>",
 }
 PROMPT_END = {
+    "llava_v0": "###Human: <image>\nQ1###Assistant:",
+    "llava_v0_tagged": "###Human: <im_start><image><im_end>\nQ1###Assistant:",
+    "vicuna_v1_tagged": "USER: <im_start><image><im_end>\nQ1 ASSISTANT:",
+    "llava_llama_2": "\n<</SYS>>\n\n<image>\nQ1 [/INST]",
+    "llava_chatml": "<|im_start|>user\n<image>\nQ1<|im_end|><|im_start|>assistant\n",
     "internlm2_chat": "Q1<|im_end|>\n<|im_start|>assistant\n",
     "internlm2_caption": "<img><image></img>",
     "mistral": "[INST] <image>\nQ1 [/INST]",

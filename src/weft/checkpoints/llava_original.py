@@ -2,7 +2,8 @@
 
 The tower is in the files where it was trained (1.6), and in a folder of its own where it was not (1, 1.5), whose config then is
 given as `vision_config`; without it, a tower is known by its name. What the first stage writes (`mm_projector.bin`) holds the
-projector alone.
+projector alone. With `mm_use_im_start_end` texts hold two tokens around every picture, which are rows of the table like any
+other.
 
 Source: the `LlavaLlamaForCausalLM` files of LLaVA, arXiv:2304.08485 and 2310.03744, and of LLaVA-1.6.
 """
@@ -68,7 +69,6 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> Multim
     wanted = {
         "mm_projector_type": kind in _PROJECTORS,
         "mm_vision_select_feature": select in ("patch", "cls_patch"),
-        "mm_use_im_start_end": not config.get("mm_use_im_start_end", False),
         "mm_patch_merge_type": merge == ("spatial_unpad" if tiled else "flat") and not (tiled and select != "patch"),
         "mm_resampler_type": config.get("mm_resampler_type") is None,
     }

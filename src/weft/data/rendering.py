@@ -68,12 +68,14 @@ def render(
     begin = template.begin
     opening = template.learned_opening if any(message.train for message in messages) else ""
     closing = out.teach if opening else out.write
+    previous = ""
     if messages[0].role != "system" and template.system:
         out.write(begin)
         begin = ""
         _open(out, template.system_header, opening)
         out.write(template.system)
         closing(template.system_footer)
+        previous = "system"
     num_media = 0
     for number, message in enumerate(messages):
         if message.role == "system":
@@ -91,7 +93,8 @@ def render(
                 f"sample {conversation.name}: turn {number + 1} ({message.role}) holds a medium; media stand in the user's "
                 "turns, which are not trained on"
             )
-        header, footer = _around(message, template)
+        header, footer = _around(message, template, previous)
+        previous = message.role
         leads = bool(media) and template.media_first and template.media_before_turn
         if leads:
             num_media = _media(out, media, template, markers, num_media)
@@ -202,11 +205,14 @@ def _open(out: Rendering, header: str, opening: str) -> None:
     out.write(header)
 
 
-def _around(message: Message, template: Template) -> tuple[str, str]:
+def _around(message: Message, template: Template, previous: str) -> tuple[str, str]:
+    """A message's header and footer; `previous` is who spoke before it."""
     if message.role == "system":
         return template.system_header, template.system_footer
     if message.role == "user":
-        return (template.user_header, template.user_footer) if template.user_text else ("", "")
+        behind = {"system": template.user_header_after_system, "assistant": template.user_header_after_answer}.get(previous)
+        header = template.user_header if behind is None else behind
+        return (header, template.user_footer) if template.user_text else ("", "")
     return template.assistant_header, template.answer_end
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weft.core.errors import unknown_name
@@ -24,6 +24,8 @@ class Template:
     system_header: str = ""
     system_footer: str = ""
     user_header: str = ""
+    user_header_after_system: str | None = None  # where another than the usual one stands behind the system's words
+    user_header_after_answer: str | None = None  # and behind an answer
     user_footer: str = ""
     assistant_header: str = ""
     answer_lead: str = ""
@@ -66,21 +68,57 @@ _CHATML: dict[str, Any] = {
     "between": "\n",
 }
 
+# LLaVA's demo (arXiv:2304.08485) of its models on Vicuna v0, on Vicuna v1 and after, on LLaMA-2-chat, and of the 34B one of 1.6
+_LLAVA_V0 = Template(
+    name="llava_v0",
+    system="A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+    system_footer="###",
+    user_header="Human: ",
+    user_footer="###",
+    assistant_header="Assistant:",
+    answer_lead=" ",
+    answer_end="###",
+    spelled_end=True,
+)
+_VICUNA_V1 = Template(
+    name="vicuna_v1",
+    system="A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    system_footer=" ",
+    user_header="USER: ",
+    user_footer=" ",
+    assistant_header="ASSISTANT:",
+    answer_lead=" ",
+    answer_end="</s>",
+)
+_LLAVA_LLAMA_2 = Template(
+    name="llava_llama_2",
+    system="You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language.",
+    system_header="[INST] <<SYS>>\n",
+    system_footer="\n<</SYS>>\n\n",
+    user_header="[INST] ",
+    user_header_after_system="",
+    user_header_after_answer="<s>[INST] ",
+    user_footer=" [/INST]",
+    answer_lead=" ",
+    answer_end=" </s>",
+    spelled_end=True,  # the space before it is a token too
+)
+_LLAVA_CHATML = Template(name="llava_chatml", system="Answer the questions.", **{**_CHATML, "between": ""})
+_LLAVA = (_LLAVA_V0, _VICUNA_V1, _LLAVA_LLAMA_2, _LLAVA_CHATML)
+# the same for models that were taught two tokens around every picture
+_LLAVA_TAGGED = tuple(
+    replace(each, name=f"{each.name}_tagged", media_header="<im_start>", media_footer="<im_end>\n")
+    for each in (_LLAVA_V0, _VICUNA_V1)
+)
+
 _TEMPLATES = (
+    *_LLAVA,
+    *_LLAVA_TAGGED,
     # LLaVA stage 1 (arXiv:2304.08485): the instruction is dropped, the caption and its line end are learned
     Template(name="plain", answer_end="\n", media_footer="", user_text=False),
-    # Vicuna v1, LLaVA-1.5 (arXiv:2310.03744)
-    Template(
-        name="vicuna_v1",
-        system="A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-        system_footer=" ",
-        user_header="USER: ",
-        user_footer=" ",
-        assistant_header="ASSISTANT:",
-        answer_lead=" ",
-        answer_end="</s>",
-    ),
     # Llama 3 (arXiv:2407.21783); the tokenizer puts <|begin_of_text|> in front
     Template(
         name="llama_3",

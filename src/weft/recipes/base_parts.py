@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from weft.checkpoints.checkpoint_format import format_of
+from weft.checkpoints.delta_files import DeltaFiles, is_delta
 from weft.checkpoints.joined_files import JoinedFiles
 from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.weight_files import WeightFiles, read_json
@@ -17,7 +18,7 @@ from weft.core.interfaces import LanguageModel
 from weft.recipes.encoder_loading import PublishedEncoder
 from weft.recipes.model_folders import find_model_folder
 
-TOKENIZER, LANGUAGE_MODEL, ENCODER = "tokenizer", "language_model", "streams.image.encoder"
+TOKENIZER, LANGUAGE_MODEL, ENCODER, BASE = "tokenizer", "language_model", "streams.image.encoder", "base"
 PARTS = (TOKENIZER, LANGUAGE_MODEL, ENCODER)
 _TOKENIZER_FILES = ("tokenizer.", "spiece.", "qwen.tiktoken")
 
@@ -39,10 +40,10 @@ class BasePart(NamedTuple):
 class BaseParts:
     """The folders that are given for parts, by the part's name."""
 
-    def __init__(self, folders: Mapping[str, str | Path]) -> None:
+    def __init__(self, folders: Mapping[str, str | Path], known: Sequence[str] = PARTS) -> None:
         for name in folders:
-            if name not in PARTS:
-                raise unknown_name("part", name, PARTS)
+            if name not in known:
+                raise unknown_name("part", name, known)
         self._folders = dict(folders)
 
     def tokenizer_in(self, folder: Path) -> Path:
@@ -58,16 +59,28 @@ class BaseParts:
         return Path(given) if Path(given).is_dir() else find_model_folder(given)
 
     def language_model(self) -> BasePart | None:
-        """The language model. Raises: CheckpointError where its folder holds none."""
-        if LANGUAGE_MODEL not in self._folders:
+        """The language model. Raises: CheckpointError where its folder holds none, or a delta of one."""
+        return self._language_model_for(LANGUAGE_MODEL)
+
+    def base(self) -> BasePart | None:
+        """The language model that a delta was taken from. Raises: CheckpointError where its folder holds none."""
+        return self._language_model_for(BASE)
+
+    def _language_model_for(self, name: str) -> BasePart | None:
+        if name not in self._folders:
             return None
-        folder = find_model_folder(self._folders[LANGUAGE_MODEL])
+        folder = find_model_folder(self._folders[name])
         saved = read_json(folder / "config.json")
         layout = format_of(saved, str(folder / "config.json"))
         config = layout.read_config(saved)
         if not isinstance(config, LanguageModel.Config):
             raise CheckpointError(f"{folder} holds a {layout.name}, no language model alone")
         files = WeightFiles(folder)
+        if is_delta(files):
+            raise CheckpointError(
+                f"{folder}, given as {name}, holds a delta, not whole weights; make them first: weft convert {folder} WHOLE "
+                f"--from {BASE}=PATH, and give WHOLE"
+            )
         return BasePart(folder, config, layout.key_map(config), files, str(files.path))
 
     def encoder(self) -> BasePart | None:
@@ -96,6 +109,25 @@ def _filled(table: KeyMap, tensors: Mapping[str, Tensor]) -> set[str]:
     return {name for step in table.plan(tensors).steps for name in step.outputs}
 
 
+def whole(files: WeightFiles, base: BasePart | None) -> WeightFiles | DeltaFiles:
+    """A folder's own tensors; those of a delta with its base added.
+
+    Raises: ConfigError for a delta without a base, and for a base of what is no delta; CheckpointError for another's base.
+    """
+    folder, delta = files.path.parent, is_delta(files)
+    if base is None:
+        if delta:
+            raise ConfigError(
+                f"{folder} holds a delta, the difference from another model's weights; give the folder of that model (LLaMA-1 "
+                f"for LLaVA v1, in transformers layout): --from {BASE}=PATH, or parts={{{BASE!r}: PATH}}"
+            )
+        return files
+    if not delta:
+        raise ConfigError(f"{folder} holds whole weights, no delta; leave out --from {BASE} or parts={{{BASE!r}: ..}}")
+    assert isinstance(base.tensors, WeightFiles)
+    return DeltaFiles(files, base.tensors, base.key_map)
+
+
 class Joined(NamedTuple):
     """One table over a model's own files and those of its parts."""
 
@@ -104,7 +136,7 @@ class Joined(NamedTuple):
     where: str
 
 
-def joined(own: KeyMap, files: WeightFiles, parts: Mapping[str, BasePart], wanted: Sequence[str] = ()) -> Joined:
+def joined(own: KeyMap, files: WeightFiles | DeltaFiles, parts: Mapping[str, BasePart], wanted: Sequence[str] = ()) -> Joined:
     """A model's own files and those of its parts, whose tables lead to the model too; `wanted` are parts that it has.
 
     A part's keys are named `PART: KEY`, so that one error can list what is wrong with any of the files.

@@ -54,6 +54,11 @@ _WORDS = """\
 {%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') -%}
 {%- if role == 'assistant' or [user_text] -%}{{ text | trim if media else text }}{%- endif -%}"""
 
+_USER_HEADER = (
+    "{'system': [after_system], 'assistant': [after_answer]}"
+    ".get([first] if loop.first else loop.previtem['role'], [user_header])"
+)
+
 _STRINGS = (
     "system_header", "system_footer", "user_header", "user_footer", "assistant_header", "answer_lead", "answer_end",
     "between", "end", "media_header", "media_footer", "media_around", "user_text", "begin",
@@ -81,6 +86,11 @@ def jinja(template: Template, marker: str = "<image>") -> str:
         text = text.replace("{{ header", "{{ ([begin] if loop.first else '') + header")
     elif template.begin:
         text = "{{ [begin] }}\n" + text
+    after = {"after_system": template.user_header_after_system, "after_answer": template.user_header_after_answer}
+    if any(header is not None for header in after.values()):
+        text = text.replace("'user': [user_header]", f"'user': {_USER_HEADER}")
+        usual = {name: template.user_header if header is None else header for name, header in after.items()}
+        fields |= usual | {"first": "system" if template.system else ""}
     for name, value in fields.items():
         text = text.replace(f"[{name}]", json.dumps(value))
     return text

@@ -5,6 +5,7 @@ Layouts that `transformers` reads bring their own processor files; those here we
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,22 @@ from weft.core.errors import CheckpointError
 from weft.data.boxes import Boxes, BracketedBoxes, FractionBoxes, ThousandthBoxes
 from weft.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from weft.data.media_transform import MediaTransform
+from weft.data.templates import TEMPLATES
 from weft.data.tiles import AnyResolution, DynamicTiling, PictureTiles
 
 Saved = Mapping[str, Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Convention:
-    """`template` from the folder and its config, `transform` from the config and the tower's size in pixels."""
+    """`template` from the folder and its config, `transform` from the config and the tower's size in pixels; `tokens` are
+    special ones that texts hold around media, if the config says so."""
 
     template: Callable[[Path, Saved], str]
     transform: Callable[[Saved, int], MediaTransform]
     boxes: Boxes = FractionBoxes()
+    tokens: Callable[[Saved], tuple[str, ...]] = lambda saved: ()
 
 
 def _qwen_vl_template(folder: Path, saved: Saved) -> str:
@@ -48,7 +53,40 @@ def _named(field: str, names: Mapping[str, str], usual: str) -> Callable[[Path, 
 
 
 def _llava_template(folder: Path, saved: Saved) -> str:
-    return "mistral" if saved["model_type"] == "llava_mistral" else "vicuna_v1"
+    """What LLaVA's demo chooses by the name of the model: the folder's, or the one that the config was saved under.
+
+    Its models on Vicuna v1 are demonstrated with "human" where they were trained and measured with "user"; this says "user".
+    """
+    names = [_name(folder), Path(str(saved.get("_name_or_path", ""))).name]
+    name = next((each for each in names if "llava" in each.lower()), " ".join(names)).lower()
+    if saved["model_type"] == "llava_mistral":
+        kind = "mistral"
+    elif "llama-2" in name:
+        kind = "llava_llama_2"
+    elif "v1.6-34b" in name:
+        kind = "llava_chatml"
+    elif "v1" in name or ("v0" not in name and saved.get("mm_projector_type", "linear") != "linear"):
+        kind = "vicuna_v1"  # the models of v0 have a linear map
+    else:
+        kind = "llava_v0"
+    if tokens := _llava_tokens(saved):
+        kind += "_tagged"
+        if kind not in TEMPLATES:
+            raise CheckpointError(
+                f"{folder / 'config.json'} has mm_use_im_start_end; Weft writes {' and '.join(tokens)} around pictures for "
+                "models on Vicuna only; set the field to false where the model was trained without them"
+            )
+    _log.info("%s: conversations are written with the template %s, by the name %r", folder, kind, name)
+    return kind
+
+
+def _llava_tokens(saved: Saved) -> tuple[str, ...]:
+    return ("<im_start>", "<im_end>") if saved.get("mm_use_im_start_end", False) else ()
+
+
+def _name(folder: Path) -> str:
+    """A folder's name; of a snapshot in the hub's cache the repository's."""
+    return folder.parents[1].name if folder.parent.name == "snapshots" else folder.resolve().name
 
 
 def _whole(saved: Saved, size: int) -> ImageTransform:
@@ -79,6 +117,6 @@ CONVENTIONS: dict[str, Convention] = {
     "qwen_vl": Convention(_qwen_vl_template, _whole, ThousandthBoxes()),
     "cogvlm": Convention(_named("template_version", _COGVLM, "chat"), _whole, BracketedBoxes()),
     "mono_internvl": Convention(_named("template", _INTERNVL, "internlm2-chat"), _internvl_tiles),
-    "llava_original": Convention(_llava_template, _llava_pictures, FractionBoxes(square=True)),
+    "llava_original": Convention(_llava_template, _llava_pictures, FractionBoxes(square=True), _llava_tokens),
 }
 """By the name of the layout."""

@@ -23,7 +23,7 @@ from weft.data.tiles import AnyResolution, PictureTiles
 from weft.data.tokenizers import Tokenizer
 from weft.encoders.mllama import Mllama
 from weft.language_models.bert import Bert
-from weft.recipes.base_parts import ENCODER, LANGUAGE_MODEL, BaseParts, joined
+from weft.recipes.base_parts import BASE, ENCODER, LANGUAGE_MODEL, PARTS, BaseParts, joined, whole
 from weft.recipes.chat_template import recognise
 from weft.recipes.encoder_loading import tower_config
 from weft.recipes.model_folders import FolderContents, Parts
@@ -61,23 +61,29 @@ def read_transformers_folder(
 
     Raises: CheckpointError for an architecture or a preprocessing that Weft does not have.
     """
-    layout, bases = format_of(saved, str(folder / "config.json")), BaseParts(parts)
+    layout, bases = format_of(saved, str(folder / "config.json")), BaseParts(parts, (*PARTS, BASE))
     tower, language_model = bases.encoder(), bases.language_model()
     if tower is not None:
         saved = {"vision_config": tower_config(tower.folder), **saved}
-    system, key_map = _described(layout, saved, folder)
+    system, key_map = described_system(layout, saved, folder)
     if not isinstance(system, MultimodalSystem.Config | DualEncoder.Config):
         raise CheckpointError(f"{folder} holds a {layout.name} alone, a part of a system; load it with its key map")
     if language_model is not None and isinstance(system, MultimodalLM.Config):
         system = replace(system, language_model=language_model.config)
     given = {name: part.at(name) for name, part in ((ENCODER, tower), (LANGUAGE_MODEL, language_model)) if part is not None}
     convention = CONVENTIONS.get(layout.name)
-    files = joined(key_map, WeightFiles(weights or folder), given, (ENCODER, LANGUAGE_MODEL) if convention is not None else ())
+    own = whole(WeightFiles(weights or folder), bases.base())
+    files = joined(key_map, own, given, (ENCODER, LANGUAGE_MODEL) if convention is not None else ())
     tokenizer = read_tokenizer(bases.tokenizer_in(folder))
     rows = system.vocabulary if isinstance(system, MultimodalSystem.Config) else system.text.vocabulary
     if tokenizer.vocabulary > rows:
         raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocabulary} ids, the model's table {rows} rows")
     if convention is not None and isinstance(system, MultimodalSystem.Config):
+        if lost := [token for token in convention.tokens(saved) if token not in tokenizer.special]:
+            raise CheckpointError(
+                f"{folder}: texts hold {' and '.join(lost)}, which the tokenizer lacks; give the one that it was trained with, "
+                "--from tokenizer=PATH"
+            )
         ((stream, each),) = system.streams.items()
         transforms = {stream: convention.transform(saved, each.encoder.unit_shape[-1])}
         config = Processor.Config(template=convention.template(folder, saved), transforms=transforms, boxes=convention.boxes)
@@ -91,8 +97,11 @@ def read_transformers_folder(
     return FolderContents(system, files.key_map, config.build(tokenizer, system), files.tensors, files.where)
 
 
-def _described(layout: CheckpointFormat, saved: Mapping[str, Any], folder: Path) -> tuple[Any, KeyMap]:
-    """The system of a config and its table; a language model alone is a system without streams."""
+def described_system(layout: CheckpointFormat, saved: Mapping[str, Any], folder: Path) -> tuple[Any, KeyMap]:
+    """The system of a config and its table; a language model alone is a system without streams.
+
+    Raises: CheckpointError for a config that Weft cannot follow.
+    """
     try:
         system = layout.read_config(saved)
     except CheckpointError as error:
