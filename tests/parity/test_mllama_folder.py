@@ -145,7 +145,7 @@ def test_a_published_folder_says_the_same_in_weft(published):
 def test_converted_to_weft_and_back_it_is_what_it_was(published, tmp_path):
     _, folder = published
     ours = convert(folder, tmp_path / "weft", to="weft")
-    with pytest.warns(UserWarning, match="transformers will say other tokens than Weft from this folder"):
+    with pytest.warns(UserWarning, match="transformers computes otherwise than Weft from this folder"):
         back = convert(ours, tmp_path / "back")
     first, _ = reference(folder)
     again, processor = reference(back)
