@@ -29,7 +29,7 @@ _TOWER_HEAD_WIDTH, _READER_HEAD_WIDTH = 88, 64  # of EVA-CLIP-g and of BERT; no 
 def read_tower(shapes: Shapes, where: str, whole: bool = True) -> EvaClipVision.Config:
     """The tower of a model's file or, not `whole`, of its own file, whose last block is left out.
 
-    Raises: CheckpointError where a tensor that shows a size is missing, or is no table of it.
+    Raises: CheckpointError where a tensor that shows a size is missing, or has too few axes or too many.
     """
     prefix = TOWER if whole else ""
 
@@ -52,7 +52,7 @@ def read_tower(shapes: Shapes, where: str, whole: bool = True) -> EvaClipVision.
 def read_qformer(shapes: Shapes, where: str) -> QFormer.Config:
     """The Q-Former of a file, which reads texts where the file has a table of words for it.
 
-    Raises: CheckpointError where a tensor that shows a size is missing, or is no table of it.
+    Raises: CheckpointError where a tensor that shows a size is missing, or has too few axes or too many.
     """
     _, num_queries, width = _shape(shapes, "query_tokens", 3, where)
     layers = _numbers(shapes, _LAYER)
@@ -74,7 +74,7 @@ def read_qformer(shapes: Shapes, where: str) -> QFormer.Config:
 
 
 def read_embedding_width(shapes: Shapes, where: str) -> int:
-    """Of the first stage's two embeddings. Raises: CheckpointError where the tensor that shows it is missing, or no table."""
+    """Of the first stage's two embeddings. Raises: CheckpointError where the tensor that shows it is missing or no matrix."""
     return _shape(shapes, "text_proj.weight", 2, where)[0]
 
 
