@@ -136,6 +136,11 @@ def test_two_turns(name):
     assert written(name, TWO_TURNS).text == WRITTEN[name]
 
 
+def test_a_system_that_says_nothing_leaves_the_users_header_whole():
+    silent = Conversation((system(""), *TWO_TURNS.messages))
+    assert written("llava_llama_2", silent).text.startswith("[INST] <image>\nQ1 [/INST] A1 </s><s>[INST] Q2")
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_prompt_is_the_start_of_the_whole(name):
     prompt = written(name, Conversation(TWO_TURNS.messages[:1]), reply=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from published_configs import QWEN_VL_CHAT as PUBLISHED
 from reference_models import assert_close, randomise
 
 from weft.checkpoints import qwen, qwen_vl
@@ -25,17 +26,6 @@ from weft.systems.accounting import num_parameters, num_table_values, on_meta
 
 IMG, IMG_END = 90, 91  # what stands for <img> and </img> among the tiny model's 96 tokens
 TOKENS = [1, 7, IMG, *[0] * 9, IMG_END, 30, 31, IMG, *[0] * 9, IMG_END, 8, 9]
-PUBLISHED = {
-    "architectures": ["QWenLMHeadModel"], "model_type": "qwen", "hidden_size": 4096, "intermediate_size": 22_016,
-    "kv_channels": 128, "layer_norm_epsilon": 1e-06, "max_position_embeddings": 8192, "no_bias": True,
-    "num_attention_heads": 32, "num_hidden_layers": 32, "rotary_emb_base": 10_000, "rotary_pct": 1.0,
-    "scale_attn_weights": True, "seq_length": 2048, "tie_word_embeddings": False, "use_dynamic_ntk": True,
-    "use_logn_attn": True, "vocab_size": 151_936,
-    "visual": {
-        "heads": 16, "image_size": 448, "image_start_id": 151_857, "layers": 48, "mlp_ratio": 4.9231, "output_dim": 4096,
-        "patch_size": 14, "width": 1664,
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

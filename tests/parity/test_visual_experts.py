@@ -4,6 +4,7 @@ and tokens, dense masks, the files' own names."""
 import math
 from dataclasses import replace
 
+import published_configs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -284,7 +285,7 @@ def experts(system):
 
 
 def test_cogvlm_17b_has_the_published_parameters():
-    system = on_meta(cogvlm.FORMAT.read_config({"rms_norm_eps": 1e-5}))
+    system = on_meta(cogvlm.FORMAT.read_config(published_configs.COGVLM_CHAT))
     stream = system.stream("image")
     assert num_parameters(system) == 17_639_685_376
     assert num_parameters(system.language_model) == 13_214_420_992 and experts(system) == 6_476_005_376
@@ -294,11 +295,7 @@ def test_cogvlm_17b_has_the_published_parameters():
 
 
 def test_mono_internvl_2b_has_the_published_parameters():
-    text = {
-        "architectures": ["InternLM2VEForCausalLM"], "vocab_size": 92_553, "hidden_size": 2048, "intermediate_size": 8192,
-        "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 8, "bias": False,
-    }  # fmt: skip
-    system = on_meta(mono_internvl.FORMAT.read_config({"llm_config": text, "ps_version": "v2"}))
+    system = on_meta(mono_internvl.FORMAT.read_config(published_configs.MONO_INTERNVL_2B))
     assert experts(system) == 1_207_959_552
     assert num_parameters(system.stream("image").projector) == 12_595_200
     in_the_file = num_parameters(system) + 2 * 1024  # with the class token and its place

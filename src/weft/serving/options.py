@@ -31,7 +31,8 @@ Parts = Annotated[
     typer.Option(
         "--from",
         metavar="PART=PATH",
-        help="Where a published model leaves a part out: language_model, streams.image.encoder or tokenizer; repeatable.",
+        help="Where a published model leaves a part out: language_model, streams.image.encoder, tokenizer, or a delta's base; "
+        "repeatable.",
         show_default=False,
     ),
 ]
