@@ -68,7 +68,7 @@ _CHATML: dict[str, Any] = {
     "between": "\n",
 }
 
-# LLaVA's demo (arXiv:2304.08485) of its models on Vicuna v0, on Vicuna v1 and after, on LLaMA-2-chat, and of the 34B one of 1.6
+# LLaVA (arXiv:2304.08485, 2310.03744) on Vicuna v0, on Vicuna v1 and later, on LLaMA-2-chat, and the 34B model of 1.6
 _LLAVA_V0 = Template(
     name="llava_v0",
     system="A chat between a curious human and an artificial intelligence assistant. "
