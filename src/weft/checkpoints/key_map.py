@@ -27,6 +27,15 @@ class Step(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    def within(self, part: str) -> Step:
+        """What it writes to names that begin with `part`; the reading side alone."""
+        places = [place for place, name in enumerate(self.outputs) if name.startswith(part)]
+        if len(places) == len(self.outputs):
+            return self
+        made = self.rule.forward
+        rule = replace(self.rule, forward=lambda tensors: tuple(made(tensors)[place] for place in places))
+        return Step(rule, self.inputs, tuple(self.outputs[place] for place in places))
+
 
 @dataclass
 class Problems:
@@ -59,7 +68,7 @@ class Plan:
 
     def within(self, part: str) -> Plan:
         """What becomes of the keys that fill a part of the model, whose names begin with `part`."""
-        return replace(self, steps=[step for step in self.steps if all(name.startswith(part) for name in step.outputs)])
+        return replace(self, steps=[step for each in self.steps if (step := each.within(part)).outputs])
 
 
 class _Match(NamedTuple):

@@ -19,8 +19,8 @@ from weft.data.media_transform import MediaTransform
 from weft.recipes.model_folders import describe, find_model_folder
 from weft.recipes.transformers_preprocessing import read_media_transform
 
-_TOWERS = ("model.vision_tower.", "vision_tower.", "model.vision_model.", "vision_model.")
-"""Where the files of whole models keep their image tower, in the spellings of versions 5 and 4."""
+_TOWERS = ("model.vision_tower.vision_tower.", "model.vision_tower.", "vision_tower.", "model.vision_model.", "vision_model.")
+"""Where the files of whole models keep their image tower: in LLaVA's own code, and in the spellings of versions 5 and 4."""
 
 _ALONE = {"eva_clip": "eva_clip_vision", "clap_microsoft": "clap_microsoft_audio"}
 """Whole models whose towers share what the config says of both, and what the tower of media is called alone."""

@@ -84,13 +84,7 @@ def load_system(
 
     Raises: CheckpointError for what is missing, damaged, unsafe or does not fit; ConfigError for a part that must be given.
     """
-    if (file := Path(path_or_hub_name)).is_file() and file.suffix == ".pth":
-        from weft.recipes.lavis_file import read_lavis_file
-
-        folder, found = file.parent, read_lavis_file(file, parts or {})
-    else:
-        folder = find_model_folder(path_or_hub_name, revision)
-        found = _contents(folder, parts or {})
+    folder, found = read_contents(path_or_hub_name, parts or {}, revision)
     system = _built(found.system, folder)
     found.key_map.load(system, found.tensors, found.where, dtype=dtype, device=device)
     return LoadedSystem(system.to(device).eval(), found.processor, folder)
@@ -105,6 +99,19 @@ def save_model(model: Model, folder: str | Path) -> None:
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "processor.json").is_file())):
         raise CheckpointError(f"{folder} exists and is no Weft model folder; choose another")
     write_model_folder(folder, model.system, model.processor)
+
+
+def read_contents(path_or_hub_name: str | Path, parts: Parts, revision: str | None = None) -> tuple[Path, FolderContents]:
+    """The folder of whatever `load_system` opens, and what it describes; no weight is read yet.
+
+    Raises: CheckpointError, ConfigError as `load_system`.
+    """
+    if (file := Path(path_or_hub_name)).is_file() and file.suffix == ".pth":
+        from weft.recipes.lavis_file import read_lavis_file
+
+        return file.parent, read_lavis_file(file, parts)
+    folder = find_model_folder(path_or_hub_name, revision)
+    return folder, _contents(folder, parts)
 
 
 def _contents(folder: Path, parts: Parts) -> FolderContents:

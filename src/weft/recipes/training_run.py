@@ -13,7 +13,8 @@ from weft.recipes.catalogue import own_tokenizer
 from weft.recipes.chosen_data import check_files, skipping_broken, with_data
 from weft.recipes.model_folders import find_model_folder
 from weft.recipes.shrinking import tiny_tokenizer
-from weft.recipes.starting_weights import assigned, starting_stages
+from weft.recipes.starting_weights import started, starting_stages, whole_contents
+from weft.recipes.transformers_folder import read_tokenizer
 from weft.systems.fusion_encoder import FusionEncoder
 from weft.training.stage import Recipe
 from weft.training.trainer import Trainer
@@ -25,8 +26,8 @@ class TrainingRun:
 
     `data` holds files as `with_data` takes them; `images` is the folder that their pictures are named from. With `skip_broken`
     records and media that cannot be read are left out, and the log names and counts them.
-    `start` holds `part=path` for published weights. The tokenizer comes from `tokenizer`, or from the language model or text
-    tower that `start` names; a tiny recipe trains its own.
+    `start` holds `part=path` for published weights, or the path of a whole model. The tokenizer comes from `tokenizer`, or from
+    the model, language model or text tower that `start` names; a tiny recipe trains its own.
     """
 
     recipe: Recipe
@@ -53,11 +54,13 @@ class TrainingRun:
         """The tokenizer of this run. Raises: ConfigError where none is given."""
         if self.tokenizer is not None:
             return Tokenizer.from_file(self.tokenizer)
-        start = assigned(self.start)
-        reader = self._reader_tokenizer(start)
+        start = started(self.start)
+        if (found := whole_contents(start)) is not None:
+            return found.processor.tokenizer
+        reader = self._reader_tokenizer(start.parts)
         for part in ("language_model", "text"):
-            if part in start:
-                words = Tokenizer.from_file(find_model_folder(start[part]))
+            if part in start.parts:
+                words = read_tokenizer(find_model_folder(start.parts[part]))
                 return words if reader is None else words.with_instructions(reader)
         if reader is not None:
             return reader

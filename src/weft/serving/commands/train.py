@@ -49,9 +49,10 @@ def train(
         list[str] | None,
         typer.Option(
             "--from",
-            metavar="PART=PATH",
+            metavar="[PART=]PATH",
             show_default=False,
-            help="Published weights to start a part of the first stage from, e.g. language_model=vicuna-7b-v1.5; repeatable.",
+            help="Published weights to start a part of the first stage from, e.g. language_model=vicuna-7b-v1.5, or without "
+            "PART= a whole model to train on; repeatable.",
         ),
     ] = None,
     size: Size = None,
