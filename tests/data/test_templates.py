@@ -52,6 +52,7 @@ WRITTEN = {
     "minigpt_4_chat": "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it "
     "to you. Please answer my questions.###Human: <Img><image></Img> Q1###Assistant: A1###Human: Q2###Assistant: A2###",
     "flamingo": "<image>Q1 A1<|endofchunk|>Q2 A2<|endofchunk|>",
+    "flamingo_pair": "<image>Q1 A1<|endofchunk|>Q2 A2<|endofchunk|><|endoftext|>",
     "idefics": "User: <fake_token_around_image><image><fake_token_around_image>Q1<end_of_utterance>\n"
     "Assistant: A1<end_of_utterance>\nUser: Q2<end_of_utterance>\nAssistant: A2<end_of_utterance>",
     "idefics_base": "<fake_token_around_image><image><fake_token_around_image>Q1 A1Q2 A2",
@@ -103,6 +104,7 @@ PROMPT_END = {
     "minigpt_4_llama_2": "[INST] <Img><image></Img> Q1 [/INST] ",
     "minigpt_4_chat": "###Human: <Img><image></Img> Q1###Assistant: ",
     "flamingo": "<image>Q1",
+    "flamingo_pair": "<image>Q1",
     "idefics": "<image><fake_token_around_image>Q1<end_of_utterance>\nAssistant:",
     "idefics_base": "<image><fake_token_around_image>Q1",
     "plain": "<image>",

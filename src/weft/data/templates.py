@@ -242,6 +242,15 @@ _TEMPLATES = (
     # Flamingo (arXiv:2204.14198), in OpenFlamingo's spelling (arXiv:2308.01390): chunks of text behind their pictures. Flamingo
     # puts a space before half of its texts; here before all, so that a word has one token, wherever it stands
     Template(name="flamingo", answer_lead=" ", answer_end="<|endofchunk|>", media_first=False, media_footer=""),
+    # a picture with its caption, behind which both write that the text is over, and teach it
+    Template(
+        name="flamingo_pair",
+        answer_lead=" ",
+        answer_end="<|endofchunk|>",
+        end="<|endoftext|>",
+        media_first=False,
+        media_footer="",
+    ),
     # IDEFICS (arXiv:2306.16527), as instructed
     Template(
         name="idefics",
@@ -312,7 +321,6 @@ _TEMPLATES = (
         answer_end="###",
         media_header="<Img>",
         media_footer="</Img> ",
-        answer_apart=True,
         spelled_end=True,
     ),
     # CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)

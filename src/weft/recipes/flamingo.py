@@ -38,15 +38,22 @@ SIZES = ("3b", "9b", "80b")
 TRAINED = ("streams.image.projector.*", "language_model.blocks.*.before_attention.*", "added_tokens.*")
 RESAMPLER = Perceiver.Config(width=1536, num_heads=16, head_width=96, activation="squared_relu", num_frames=8)
 RESOLUTION = 320
+PAIR = "flamingo_pair"
 PAGES = Interleaving(random_start=True, max_media=5, next_share=0.5)
 DATA = Mixture.Config(
     parts={
         "m3w": Mixture.Part(
             data=Obelics.Config(path="m3w/*.jsonl", images="m3w/images", interleaving=PAGES, strict=False), loss_weight=1.0
         ),
-        "align": Mixture.Part(data=LlavaJson.Config(path="align/pairs.jsonl", images="align/images"), loss_weight=0.2),
-        "ltip": Mixture.Part(data=LlavaJson.Config(path="ltip/pairs.jsonl", images="ltip/images"), loss_weight=0.2),
-        "vtp": Mixture.Part(data=LlavaJson.Config(path="vtp/pairs.jsonl", images="vtp/videos"), loss_weight=0.03),
+        "align": Mixture.Part(
+            data=LlavaJson.Config(path="align/pairs.jsonl", images="align/images"), loss_weight=0.2, template=PAIR
+        ),
+        "ltip": Mixture.Part(
+            data=LlavaJson.Config(path="ltip/pairs.jsonl", images="ltip/images"), loss_weight=0.2, template=PAIR
+        ),
+        "vtp": Mixture.Part(
+            data=LlavaJson.Config(path="vtp/pairs.jsonl", images="vtp/videos"), loss_weight=0.03, template=PAIR
+        ),
     }
 )
 

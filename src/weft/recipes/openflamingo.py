@@ -43,7 +43,10 @@ DOCUMENTS = Interleaving(opening="read", single_share=0.5)
 DATA = Mixture.Config(
     parts={
         "laion": Mixture.Part(
-            data=LlavaJson.Config(path="laion-2b/pairs.jsonl", images="laion-2b/images"), weight=64, loss_weight=0.2
+            data=LlavaJson.Config(path="laion-2b/pairs.jsonl", images="laion-2b/images"),
+            weight=64,
+            loss_weight=0.2,
+            template="flamingo_pair",
         ),
         "mmc4": Mixture.Part(
             data=Mmc4.Config(

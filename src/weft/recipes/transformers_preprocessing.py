@@ -45,8 +45,8 @@ def read_media_transform(folder: Path, encoder: ModalityEncoder.Config) -> tuple
     """The transform of an encoder's media, and the encoder at the size that the transform gives.
 
     DINOv2 and ResNet take pictures of other sizes than their configs name, and are published with such a processor; the configs
-    of CLAP do not say how long a clip is. `timm` and `open_clip` state preprocessing in their configs; Microsoft's CLAP has one,
-    stated by no file. None where the folder states none, or Weft has no transform for the encoder.
+    of CLAP do not say how long a clip is. `timm` and `open_clip` state preprocessing in their configs; Microsoft's CLAP has
+    one, stated by no file. None where the folder states none, or Weft has no transform for the encoder.
 
     Raises: CheckpointError for preprocessing that Weft does not have, or that does not fit the encoder.
     """
