@@ -10,6 +10,7 @@ from reference_models import opened_silently
 from test_llava_folder import write_published
 from typer.testing import CliRunner
 
+from weft.checkpoints import llama
 from weft.checkpoints.checkpoint_format import checkpoint_formats
 from weft.checkpoints.weight_files import weights, write_weights
 from weft.core.errors import CheckpointError, ConfigError
@@ -18,6 +19,7 @@ from weft.recipes.catalogue import tiny_recipe
 from weft.recipes.loading import load_model, load_system
 from weft.recipes.starting_weights import starting_weights
 from weft.serving.cli import app
+from weft.systems.multimodal_lm import MultimodalLM
 
 transformers = pytest.importorskip("transformers")
 
@@ -121,3 +123,13 @@ def test_one_whole_model_or_parts(tmp_path):
         starting_weights([f"{tmp_path}/a=b", "owner/name"])
     with pytest.raises(ConfigError, match=r"PART=PATH.*or the PATH of a whole model; 'llava' is neither"):
         starting_weights(["llava"])
+
+
+def test_a_delta_is_no_part(tmp_path):
+    (config, *_) = llama.FORMAT.tiny()
+    model = config.build()
+    torch.nn.init.zeros_(model.final_norm.weight)
+    write_weights(tmp_path, llama.LLAMA.from_weft(weights(model)))
+    (tmp_path / "config.json").write_text(json.dumps(llama.write_config(config)))
+    with pytest.raises(CheckpointError, match=r"given as language_model, holds a delta.*weft convert"):
+        starting_weights([f"{LANGUAGE_MODEL}={tmp_path}"])(MultimodalLM.Config(language_model=config).build())

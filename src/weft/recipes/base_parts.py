@@ -76,11 +76,7 @@ class BaseParts:
         if not isinstance(config, LanguageModel.Config):
             raise CheckpointError(f"{folder} holds a {layout.name}, no language model alone")
         files = WeightFiles(folder)
-        if is_delta(files):
-            raise CheckpointError(
-                f"{folder}, given as {name}, holds a delta, not whole weights; make them first: weft convert {folder} WHOLE "
-                f"--from {BASE}=PATH, and give WHOLE"
-            )
+        refuse_delta(files, name)
         return BasePart(folder, config, layout.key_map(config), files, str(files.path))
 
     def encoder(self) -> BasePart | None:
@@ -107,6 +103,15 @@ def _absent(name: str, folder: Path) -> ConfigError:
 def _filled(table: KeyMap, tensors: Mapping[str, Tensor]) -> set[str]:
     """The parameters that some tensors become."""
     return {name for step in table.plan(tensors).steps for name in step.outputs}
+
+
+def refuse_delta(files: WeightFiles, name: str) -> None:
+    """Raises: CheckpointError where the files that are given as a part hold a delta of it."""
+    if is_delta(files):
+        raise CheckpointError(
+            f"{files.path.parent}, given as {name}, holds a delta, not whole weights; make them first: weft convert "
+            f"{files.path.parent} WHOLE --from {BASE}=PATH, and give WHOLE"
+        )
 
 
 def whole(files: WeightFiles, base: BasePart | None) -> WeightFiles | DeltaFiles:

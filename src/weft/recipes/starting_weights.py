@@ -21,6 +21,7 @@ from weft.core.interfaces import ModalityEncoder, System
 from weft.encoders.eva_clip import EvaClipVision
 from weft.layers.temporal_attention import without_time
 from weft.projectors.qformer import QFormer
+from weft.recipes.base_parts import refuse_delta
 from weft.recipes.encoder_loading import PublishedEncoder
 from weft.recipes.loading import AS_NAMED, read_contents
 from weft.recipes.model_folders import Description, FolderContents, describe, find_model_folder
@@ -173,6 +174,7 @@ def _fill_from_published(system: System, part: str, folder: Path, described: Des
             published.fill(module)
         return
     files, kind = WeightFiles(described.weights), saved.get("model_type")
+    refuse_delta(files, part)
     if kind in bert.FORMAT.model_types and isinstance(system, FusionEncoder) and module is system.reader:
         read_bert(system, files, bert.read_config(saved), str(files.path))
     elif _is_whole(saved, folder):
