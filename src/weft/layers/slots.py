@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from weft.core.attention_rule import AttentionRule
 from weft.core.cache import Cache
 from weft.core.routing import Routing
+
+SLOTS = ("before_attention", "before_feed_forward", "after_block")
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,16 @@ class PassThrough(nn.Module):
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         return hidden, memory
+
+
+@contextmanager
+def empty_slots(model: nn.Module, kinds: Collection[str] = SLOTS) -> Iterator[None]:
+    """Inside the block the slots of these kinds are empty in all the model; behind it, what stood there stands there again."""
+    emptied = [(block, kind, getattr(block, kind)) for block in model.modules() for kind in kinds if hasattr(block, kind)]
+    for block, kind, _ in emptied:
+        setattr(block, kind, PassThrough())
+    try:
+        yield
+    finally:
+        for block, kind, held in emptied:
+            setattr(block, kind, held)

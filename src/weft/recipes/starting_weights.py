@@ -17,8 +17,9 @@ from weft.checkpoints.key_map import KeyMap
 from weft.checkpoints.visual_expert import with_experts
 from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError, unknown_name
-from weft.core.interfaces import ModalityEncoder, System
+from weft.core.interfaces import LanguageModel, ModalityEncoder, System
 from weft.encoders.eva_clip import EvaClipVision
+from weft.layers.slots import SLOTS, empty_slots
 from weft.layers.temporal_attention import without_time
 from weft.projectors.qformer import QFormer
 from weft.recipes.base_parts import refuse_delta
@@ -48,7 +49,8 @@ def starting_weights(assignments: Sequence[str]) -> Callable[[System], None] | N
 
     A part is named by the prefix of its parameters (`language_model`, `streams.image.encoder`). A path is a published folder,
     a hub name, or a Weft model folder: of the part alone, or of a whole model that has it. Every parameter of the part is
-    filled; the Q-Former of BLIP-2's first stage may start from a BERT, which fills all that it has itself. A path may also be a
+    filled, but for what a fusion put between a language model's layers: that starts anew where the files know of nothing
+    there. The Q-Former of BLIP-2's first stage may start from a BERT, which fills all that it has itself. A path may also be a
     LAVIS file of BLIP-2 or InstructBLIP, for an image tower, a Q-Former or its `transformer`.
 
     A PATH alone fills the whole system; parts that its folder leaves out are given beside it, as `load_system` takes them.
@@ -186,7 +188,7 @@ def _fill_from_published(system: System, part: str, folder: Path, described: Des
         _fill_from_whole(system, part, key_map, files)
     elif hasattr(module, "config"):
         key_map = _layout_of(module, kind).key_map(module.config)
-        with_experts(key_map, module.state_dict()).load(module, files, str(files.path))
+        _load(module, with_experts(key_map, module.state_dict()), files)
     else:
         raise CheckpointError(f"{part} is filled from a file of LAVIS or from the folder of a whole model, {folder} is neither")
 
@@ -213,7 +215,15 @@ def _fill_from_whole(system: System, part: str, key_map: KeyMap, files: WeightFi
         held = sorted(name for name in _parts(system) if plan.within(f"{name}.").steps)
         of_those = f"of this system's parts it has {', '.join(held)}" if held else "it has none of this system's parts"
         raise CheckpointError(f"{files.path} has no part {part!r}; {of_those}")
-    key_map.load(system.get_submodule(part), files, str(files.path), part=f"{part}.")
+    _load(system.get_submodule(part), key_map, files, part=f"{part}.")
+
+
+def _load(module: nn.Module, key_map: KeyMap, files: WeightFiles, part: str = "") -> None:
+    """What a fusion put between a language model's layers starts anew where the files know nothing of such a slot."""
+    written = {name for step in key_map.plan(files).within(part).steps for name in step.outputs}
+    fused = [kind for kind in SLOTS if isinstance(module, LanguageModel) and not any(f".{kind}." in name for name in written)]
+    with empty_slots(module, fused):
+        key_map.load(module, files, str(files.path), part=part)
 
 
 def _lavis_map(system: System, part: str) -> KeyMap:
