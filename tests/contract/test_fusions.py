@@ -42,9 +42,7 @@ from weft.objectives.next_token import NextToken
 FUSIONS, KINDS = sorted(parts("fusion")), sorted(parts("language_models"))
 TOLERANCE = 1e-5  # fp32; the same sums over rows of other lengths
 END = 2  # the token that ends each answer and with it, where the rule knows documents, a document
-
-
-TURNS = set(zip(itertools.cycle(FORMS), LANGUAGE_MODELS, strict=False))
+TURNS = set(zip(itertools.cycle(FORMS), LANGUAGE_MODELS, strict=False))  # which form a language model meets in the suite
 
 
 def over(pairs):
