@@ -1,7 +1,7 @@
 """CLAP: an audio tower and a text tower from recordings with captions by softmax contrast; two systems share the name.
 
 Source: LAION's CLAP, arXiv:2211.06687, HTSAT with RoBERTa; Microsoft's of 2022, arXiv:2206.04769, CNN14 with BERT. Both start
-from towers that know sounds and texts (`--from media=...`, `--from text=...`) and hear a stretch of a long recording at random,
+from towers that know sounds (`--from media=...`) and texts, and hear a stretch of a long recording at random,
 where Weft takes its beginning. LAION's is the form without fusion; its code also blanks stripes of time and of frequency in
 training, which Weft does not. LAION's figures are those of its released scripts; what is marked unverified of Microsoft's was
 not released with the model.
