@@ -321,6 +321,7 @@ _TEMPLATES = (
         answer_end="###",
         media_header="<Img>",
         media_footer="</Img> ",
+        answer_apart=True,  # a prompt ends with a space; the released chat joins it to the answers that were given before
         spelled_end=True,
     ),
     # CLIP (arXiv:2103.00020) and SigLIP (arXiv:2303.15343)
