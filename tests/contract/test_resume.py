@@ -27,12 +27,7 @@ def trainer(folder, **options):
     return Trainer(recipe(), folder, tokenizer=tokenizer(), **options)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the killed process below runs on one thread, and sums depend on how they are split
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # sums depend on how they are split
 
 
 @pytest.fixture(scope="module")

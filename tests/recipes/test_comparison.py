@@ -20,6 +20,7 @@ from weft.recipes.comparison_candidates import FUSIONS, PLACES, QUICK, SEVERAL_S
 from weft.recipes.comparison_plan import PartsPlan
 from weft.recipes.comparison_plot import spread
 from weft.recipes.comparison_row import Measures, Row, load_row
+from weft.recipes.comparison_system_plan import SYSTEMS, plan_of
 from weft.recipes.comparison_table import Comparison, Finding
 from weft.recipes.conditions import Conditions
 from weft.serving.cli import run as weft
@@ -139,7 +140,7 @@ def test_every_row_starts_from_the_same_shared_stages(straight):
 
 
 def test_the_table_says_what_the_rows_measured(straight):
-    folder, found, _ = straight
+    folder, *_ = straight
     saved = json.loads((folder / "comparison.json").read_text())
     lines = (folder / "comparison.md").read_text().splitlines()
     for entry in saved["candidates"]:
@@ -152,11 +153,19 @@ def test_the_table_says_what_the_rows_measured(straight):
         cells = [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {row.candidate} ")).split("|")]
         assert {f"{row.tokens}", f"{100 * row.shuffled.value:.1f}", f"{row.training_flops / 1e9:.2f}"} <= set(cells)
     assert {p.suffix for p in folder.glob("comparison.*")} == {".md", ".json", ".png", ".svg"}
-    for width in (80, 120):
-        said = Console(file=StringIO(), width=width)
-        said.print(found.terminal_table(width))
-        assert all(len(line.rstrip()) <= width for line in said.file.getvalue().splitlines())
-        assert "…" not in said.file.getvalue()
+
+
+@pytest.mark.parametrize(("width", "seeds"), [(80, False), (120, True)])
+def test_the_table_fits_a_terminal(width, seeds):
+    names = [c.name for room in (*PLACES, SYSTEMS) for c in plan_of(room, steps=999).candidates]
+    costs = {"tokens": 64, "parameters": 999_000, "training_flops": 10**9, "training_seconds": 3599.0}
+    rows = [row(seed=seed, candidate=max(names, key=len), **costs) for seed in range(3)]
+    said = Console(file=StringIO(), width=width)
+    said.print(Comparison("projectors", "9 steps", 100, rows).terminal_table(width))
+    head, line = said.file.getvalue().splitlines()
+    assert rows[0].candidate in line and " 59:59 " in line and line.rstrip().endswith(" 1.00")
+    assert ("80.0 80.0 80.0" in line) == seeds and max(len(head.rstrip()), len(line.rstrip())) <= width
+    assert "…" not in head + line, "nothing is cut"
 
 
 def row(accuracy=0.8, shuffled=0.2, seed=0, loss=1.0, **changed):
@@ -190,6 +199,12 @@ def test_the_median_seed_stands_for_a_candidate_and_every_seed_is_listed():
     assert found.row.accuracy.value == 0.70 and found.seeds == "70.0 - 80.0", "of two that learned the lower one"
     found = Finding((row(0.70), row(0.75, seed=1), row(0.80, seed=2)))
     assert found.row.seed == 1 and found.seeds == "70.0 75.0 80.0"
+
+
+def test_the_time_of_a_candidate_is_that_of_the_seed_that_was_disturbed_least():
+    found = Finding((row(0.7, training_seconds=80.0), row(0.75, seed=1), row(0.8, seed=2, training_seconds=70.0)))
+    assert found.training_seconds == 60.0
+    assert "| 1:00 |" in Comparison("projectors", "9 steps", 100, found.rows).markdown()
 
 
 def test_candidates_that_learned_stand_first_the_most_accurate_on_top():

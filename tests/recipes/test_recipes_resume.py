@@ -27,12 +27,7 @@ def shortened(name):
     return replace(made, stages=tuple(replace(stage, steps=STEPS) for stage in made.stages))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums depend on how they are split
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # sums depend on how they are split
 
 
 @pytest.mark.parametrize("name", tiny_names())

@@ -24,12 +24,7 @@ from weft.training.trainer import Trainer
 BROKEN = (3, 11)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what several processes take, and sums depend on how they are split
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # sums depend on how they are split
 
 
 # what stands in

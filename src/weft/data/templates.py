@@ -67,6 +67,14 @@ _CHATML: dict[str, Any] = {
     "answer_end": "<|im_end|>",
     "between": "\n",
 }
+_LLAMA_3: dict[str, Any] = {
+    "system_header": "<|start_header_id|>system<|end_header_id|>\n\n",
+    "system_footer": "<|eot_id|>",
+    "user_header": "<|start_header_id|>user<|end_header_id|>\n\n",
+    "user_footer": "<|eot_id|>",
+    "assistant_header": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "answer_end": "<|eot_id|>",
+}
 
 # LLaVA (arXiv:2304.08485, 2310.03744) on Vicuna v0, on Vicuna v1 and later, on LLaMA-2-chat, and the 34B model of 1.6
 _LLAVA_V0 = Template(
@@ -120,15 +128,7 @@ _TEMPLATES = (
     # LLaVA stage 1 (arXiv:2304.08485): the instruction is dropped, the caption and its line end are learned
     Template(name="plain", answer_end="\n", media_footer="", user_text=False),
     # Llama 3 (arXiv:2407.21783); the tokenizer puts <|begin_of_text|> in front
-    Template(
-        name="llama_3",
-        system_header="<|start_header_id|>system<|end_header_id|>\n\n",
-        system_footer="<|eot_id|>",
-        user_header="<|start_header_id|>user<|end_header_id|>\n\n",
-        user_footer="<|eot_id|>",
-        assistant_header="<|start_header_id|>assistant<|end_header_id|>\n\n",
-        answer_end="<|eot_id|>",
-    ),
+    Template(name="llama_3", **_LLAMA_3),
     # Llama 3.2 Vision: captions, what goes on from words, dialogues. Pictures at the very front stand before the begin token
     Template(
         name="llama_3_2_caption",
@@ -149,14 +149,9 @@ _TEMPLATES = (
     Template(
         name="llama_3_2",
         begin="<|begin_of_text|>",
-        system_header="<|start_header_id|>system<|end_header_id|>\n\n",
-        system_footer="<|eot_id|>",
-        user_header="<|start_header_id|>user<|end_header_id|>\n\n",
-        user_footer="<|eot_id|>",
-        assistant_header="<|start_header_id|>assistant<|end_header_id|>\n\n",
-        answer_end="<|eot_id|>",
         media_first=False,
         media_footer="",
+        **_LLAMA_3,
     ),
     # ChatML, Qwen
     Template(

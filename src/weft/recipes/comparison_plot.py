@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 
 from weft.evaluation.report.curves import nice_ticks
 from weft.evaluation.report.drawing import LIGHT, Drawing
-from weft.recipes.comparison_row import Row
 from weft.recipes.comparison_table import Comparison, Finding
 
-_COSTS: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
-    ("tokens per picture", lambda row: row.tokens),
-    ("parameters, thousands", lambda row: row.parameters / 1e3),
-    ("GFLOP per sample, forward and backward", lambda row: row.training_flops / 1e9),
-    ("training time, minutes", lambda row: row.training_seconds / 60),
-    ("peak memory, GiB", lambda row: None if row.peak_memory_bytes is None else row.peak_memory_bytes / 2**30),
+_COSTS: tuple[tuple[str, Callable[[Finding], float | None]], ...] = (
+    ("tokens per picture", lambda found: found.row.tokens),
+    ("parameters, thousands", lambda found: found.row.parameters / 1e3),
+    ("GFLOP per sample, forward and backward", lambda found: found.row.training_flops / 1e9),
+    ("training time, minutes", lambda found: found.training_seconds / 60),
+    ("peak memory, GiB", lambda found: None if (peak := found.row.peak_memory_bytes) is None else peak / 2**30),
 )
 _WIDE, _TALL, _GAP = 380.0, 300.0, 24.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 16.0, 40.0, 44.0
@@ -39,11 +38,11 @@ def comparison_plot(comparison: Comparison) -> Drawing:
 
 
 def _panel(
-    drawing: Drawing, x: float, y: float, title: str, findings: Sequence[Finding], cost: Callable[[Row], float | None]
+    drawing: Drawing, x: float, y: float, title: str, findings: Sequence[Finding], cost: Callable[[Finding], float | None]
 ) -> None:
     left, right, strip, bottom = x + _LEFT, x + _WIDE - _RIGHT, y + _TOP, y + _TALL - _BOTTOM
     top = strip + 18
-    costs = {number: value for number, finding in enumerate(findings, 1) if (value := cost(finding.row)) is not None}
+    costs = {number: value for number, finding in enumerate(findings, 1) if (value := cost(finding)) is not None}
     drawing.text(left, y + 22, title, 13.5, bold=True)
 
     def height(share: float) -> float:

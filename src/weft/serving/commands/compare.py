@@ -86,7 +86,7 @@ def compare(
         highlight=False,
         soft_wrap=True,
     )
-    found = comparison.compare(plan, folder, progress, where, checkpoint_seconds=60 * checkpoint_minutes)
+    found = comparison.compare(plan, folder, progress, where, 60 * checkpoint_minutes, own_processes=where == "cpu")
     console.print()
     console.print(found.terminal_table(console.width))
     console.print(f"[dim]{found.caption}[/]", highlight=False)
