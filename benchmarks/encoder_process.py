@@ -24,6 +24,7 @@ from torch import Tensor
 
 from weft.core.errors import ConfigError
 from weft.core.interfaces import ModalityEncoder
+from weft.layers.attention import join_projections
 from weft.training.allocator import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -143,6 +144,7 @@ def large_blocks_apart() -> None:
 def weft_side(opening: Opening) -> tuple[torch.nn.Module, dict[str, Outputs]]:
     encoder = opening.config.build()
     encoder.load_state_dict(load_file(opening.folder / "weft.safetensors"))
+    join_projections(encoder)  # as `load_encoder` does
     layout = opening.config.layout()
 
     def features(x: Tensor) -> Tensor:

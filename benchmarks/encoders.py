@@ -8,7 +8,7 @@ in fp32 within 1e-4 of its largest value. "forward" is that output without gradi
 gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Neither side is compiled; `transformers` picks its
 own attention. While speed is measured on a CPU, both processes keep what a call frees for the next one, as Weft's trainer does:
 otherwise the time to find new pages varies by half from call to call. A ratio is the median of those of the pairs of runs, in
-Weft's favour, and its bound the lower end of the 95% bootstrap interval. Where that lies more than 3% below the ratio, runs go
+Weft's favour, and its bound the lower end of the 95% bootstrap interval. Where that lies more than 2% below the ratio, runs go
 on, to at most five times as many: how long is decided by the width alone, not by who is ahead.
 
 Peak memory is what a call adds to what was held before it: counted by the allocator on CUDA, by the kernel's high-water mark of
@@ -52,7 +52,7 @@ from weft.encoders.siglip import SiglipVision
 MODES = ("forward", "training")
 METRICS = {"speed": "{:,.1f} images/s", "peak memory": "{:,.1f} MiB"}
 AGREEMENT = 1e-4  # float32 through a published depth, in other orders of summation
-WIDTH = 0.03  # between a ratio and its bound, above which runs go on
+WIDTH = 0.02  # between a ratio and its bound, above which runs go on
 MOST = 5  # times as many runs
 SMALLEST_PEAK = 4.0  # MiB of resident memory
 RESULTS, TABLE = HERE / "results" / "encoders.json", HERE / "encoders.md"

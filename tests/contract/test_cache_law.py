@@ -12,6 +12,7 @@ from weft.core.sequence import TokenSequence
 from weft.inference.cache import KeyValueCache
 from weft.inference.generate import Decoding, generate_tokens
 from weft.inference.sampling import Sampling
+from weft.layers.attention import join_projections
 
 TOLERANCE = 1e-5  # fp32, 2 layers: the same products summed in another order, times max(1, largest value)
 NEAR_TIE = 1e-4  # a greedy step whose two best logits are closer may go either way
@@ -53,6 +54,16 @@ def test_a_causal_sequence_may_be_cut_anywhere(system, tokens, cuts):
     pieces = [run(model, side, tokens, cache, slice(a, b)) for a, b in itertools.pairwise(bounds)]
     assert_close(torch.cat(pieces, 1), run(model, side, tokens))
     assert cache.length == 12
+
+
+def test_joined_projections_change_nothing_whole_or_in_pieces(system, tokens):
+    model, side = system.language_model, causal(2, 12)
+    expected = run(model, side, tokens)
+    join_projections(model)
+    assert_close(run(model, side, tokens), expected)
+    cache, bounds = KeyValueCache.of(model), [0, 3, 4, 5, 9, 12]
+    pieces = [run(model, side, tokens, cache, slice(a, b)) for a, b in itertools.pairwise(bounds)]
+    assert_close(torch.cat(pieces, 1), expected)
 
 
 def test_a_prefix_with_equal_orders_may_be_cut_behind_it(system, tokens):

@@ -22,6 +22,7 @@ from weft.encoders.eva_clip import EvaClipVision
 from weft.encoders.hubert import Hubert
 from weft.encoders.siglip import SiglipVision
 from weft.encoders.video import Video
+from weft.layers.attention import join_projections
 
 ENCODERS = {name: cls for name, cls in parts("encoders").items() if issubclass(cls, ModalityEncoder)}
 FORMS = tiny_forms("encoders", ModalityEncoder.Config)
@@ -92,6 +93,17 @@ def behind_features(encoder: ModalityEncoder) -> set[str]:
             names = reached(tower, tower.pool(units)) - reached(tower, encode(tower, units, layouts).values)
             found |= {f"{place}.{name}" if place else name for name in names}
     return found
+
+
+@torch.no_grad()
+@each_encoder
+def test_joined_projections_give_the_same_features(name):
+    encoder = build(name)
+    units, layouts = example(encoder)
+    expected = encode(encoder, units, layouts).values
+    join_projections(encoder)
+    found = encode(encoder, units, layouts).values
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
 
 
 @each_encoder

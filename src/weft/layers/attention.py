@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from weft.layers.joined_linear import JoinedLinear
 from weft.layers.kernels import attend
 from weft.layers.linear import Linear
 from weft.layers.rotary import rotate
@@ -50,15 +51,34 @@ class Attention(nn.Module):
         self.query_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.routes = nn.ModuleDict()
+        self.joined: JoinedLinear | None = None
+
+    def join(self) -> None:
+        """Queries, keys and values by one product from here on, where all three are plain linear maps without routes."""
+        parts = [part for part in (self.query, self.key, self.value) if type(part) is Linear]
+        alike = len({(part.weight.dtype, part.weight.device) for part in parts}) == 1
+        self.joined = JoinedLinear(parts) if len(parts) == 3 and alike and not self.routes else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
+        super()._apply(fn, recurse)  # another precision or device: new memory for each parameter
+        if self.joined is not None:
+            self.join()
+        return self
 
     def forward(self, hidden: Tensor, context: BlockContext, last: Tensor | None = None) -> Tensor:
         """`last` [B] names the only query of each row: the result is then [B, 1, D]."""
         batch, tokens, _ = hidden.shape
         rotary, rule = context.rotary, context.rule
         routing = context.routing
-        of_key, of_value = (self.key, self.value) if routing is None else routed_linears(self, ("key", "value"), routing)
-        key, value = self._heads(of_key(hidden), self.key_norm), self._heads(of_value(hidden))
         query_rotary = rotary
+        queries: Tensor | None = None
+        whole = routing is None and last is None
+        if whole and self.joined is not None and self.joined.serves(self.query, self.key, self.value):
+            queries, keys, values = self.joined(hidden)
+        else:
+            of_key, of_value = (self.key, self.value) if routing is None else routed_linears(self, ("key", "value"), routing)
+            keys, values = of_key(hidden), of_value(hidden)
+        key, value = self._heads(keys, self.key_norm), self._heads(values)
         if last is not None:
             rows = torch.arange(batch, device=last.device)
             hidden, tokens, rule = hidden[rows, last][:, None], 1, rule.of_queries(last)
@@ -67,7 +87,7 @@ class Attention(nn.Module):
                 query_rotary = rotary[0][rows, :, last][:, :, None], rotary[1][rows, :, last][:, :, None]
         names = ("query", "output")
         of_query, of_output = (self.query, self.output) if routing is None else routed_linears(self, names, routing)
-        query = self._heads(of_query(hidden), self.query_norm)
+        query = self._heads(of_query(hidden) if queries is None else queries, self.query_norm)
         if context.query_scale is not None:
             scale = context.query_scale
             query = query * (scale if last is None else scale[rows, :, last][:, :, None]).to(query.dtype)
@@ -89,3 +109,10 @@ class Attention(nn.Module):
         if norm is not None and not isinstance(norm, nn.Identity):
             heads = norm(heads)
         return heads if tokens == 1 else heads.transpose(1, 2)
+
+
+def join_projections(module: nn.Module) -> None:
+    """Make every self-attention of a model that is there to answer quicker; training it on stays possible."""
+    for layer in module.modules():
+        if isinstance(layer, Attention):
+            layer.join()

@@ -16,6 +16,7 @@ from weft.checkpoints.weight_files import WeightFiles
 from weft.core.errors import CheckpointError, ConfigError
 from weft.core.interfaces import ModalityEncoder
 from weft.data.media_transform import MediaTransform
+from weft.layers.attention import join_projections
 from weft.recipes.model_folders import describe, find_model_folder
 from weft.recipes.transformers_preprocessing import read_media_transform
 
@@ -65,6 +66,7 @@ def load_encoder(
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{published.source} describes no encoder ({type(error).__name__}: {error})") from error
     dropped = published.fill(encoder, device=device, dtype=dtype)
+    join_projections(encoder)
     return LoadedEncoder(encoder.to(device).eval(), transform, folder, dropped)
 
 

@@ -18,6 +18,7 @@ from weft.data.processor import Processor
 from weft.data.tokenizers import Tokenizer
 from weft.inference.embedder import Embedder
 from weft.inference.model import Model
+from weft.layers.attention import join_projections
 from weft.recipes.model_folders import FolderContents, Parts, describe, find_model_folder
 from weft.systems.dual_encoder import DualEncoder
 from weft.systems.multimodal_lm import MultimodalSystem
@@ -87,6 +88,7 @@ def load_system(
     folder, found = read_contents(path_or_hub_name, parts or {}, revision)
     system = _built(found.system, folder)
     found.key_map.load(system, found.tensors, found.where, dtype=dtype, device=device)
+    join_projections(system)
     return LoadedSystem(system.to(device).eval(), found.processor, folder)
 
 
