@@ -2,18 +2,19 @@
 
 python benchmarks/encoders.py [--quick] [--encoders clip siglip] [--batches 1 4] [--runs 12] [--threads 2]
 
-Each side lives in a process of its own (encoder_process.py); runs alternate between the two, with the order swapped every time.
+Each side lives in a process of its own (encoder_process.py); runs alternate between the two, with the order swapped every time,
+and a case has at least three such pairs of processes, because where a process's memory came to lie moves its speed.
 The weights cross through a folder in the published form, and before anything is measured both sides must give the same output,
 in fp32 within 1e-4 of its largest value. "forward" is that output without gradients, "training" the mean of its square with the
 gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Neither side is compiled; `transformers` picks its
 own attention. While speed is measured on a CPU, both processes keep what a call frees for the next one, as Weft's trainer does:
 otherwise the time to find new pages varies by half from call to call. A ratio is the median of those of the pairs of runs, in
 Weft's favour, and its bound the lower end of the 95% bootstrap interval. Where that lies more than 2% below the ratio, runs go
-on, to at most five times as many: how long is decided by the width alone, not by who is ahead.
+on in further pairs, to at most five times as many: how long is decided by the width alone, not by who is ahead.
 
 Peak memory is what a call adds to what was held before it: counted by the allocator on CUDA, by the kernel's high-water mark of
-the process on Linux (from 4 MiB on, below it pages are what is measured), elsewhere not at all. A CUDA device is taken where
-there is one.
+the process on Linux (from 8 MiB on: it counts in steps of up to 0.25 MiB on two cores), elsewhere not at all. A CUDA device is
+taken where there is one.
 
 Every row is written as soon as it is measured, to results/encoders.json and encoders.md beside this file; a run that was
 interrupted goes on where it stopped, as long as the code, the machine and the settings are the same. --quick measures shallow
@@ -28,8 +29,10 @@ import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,8 @@ METRICS = {"speed": "{:,.1f} images/s", "peak memory": "{:,.1f} MiB"}
 AGREEMENT = 1e-4  # float32 through a published depth, in other orders of summation
 WIDTH = 0.02  # between a ratio and its bound, above which runs go on
 MOST = 5  # times as many runs
-SMALLEST_PEAK = 4.0  # MiB of resident memory
+PAIRS = 3  # of processes at least: where a process's memory came to lie moves its speed by up to two percent
+SMALLEST_PEAK = 8.0  # MiB of resident memory, which the kernel counts in steps of up to 0.25 MiB on two cores
 RESULTS, TABLE = HERE / "results" / "encoders.json", HERE / "encoders.md"
 
 
@@ -210,45 +214,71 @@ def alternating(sides: Sequence[Process], num_runs: int, *call: Any) -> tuple[li
 
 def measure(cases: Sequence[Case], config: ModalityEncoder.Config, record: Record, arguments: Any) -> Iterator[Result]:
     """The results of one encoder that the record does not have yet: speed in every case, then memory in every case."""
-    for metric in METRICS:
-        missing = [case for case in cases if not record.has(case, metric)]
-        if not missing:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            peer = write_weights(config, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        peer = write_weights(config, Path(folder))
+        for metric, results in (("speed", speeds), ("peak memory", peaks)):
             common = (metric == "peak memory", Path(folder), arguments.device, arguments.threads, arguments.clock)
-            sides = [Process(Opening(config, name, *common)) for name in (None, peer)]
-            try:
-                for side in sides:
-                    side.answer()
-                outputs = same_output(*(side("values") for side in sides))
-                for case in missing:
-                    call = (case.precision, case.mode, case.batch)
-                    slowest = max(side("prepare", name, *call) for side, name in zip(sides, outputs, strict=True))
-                    if metric == "speed":
-                        calls = max(1, round(arguments.seconds / slowest))
-                        result: Result | None = speed_result(case, sides, arguments.runs, calls)
-                    else:
-                        result = memory_result(case, alternating(sides, arguments.runs, "peak"), arguments.device)
-                    record.add(case, metric, result)
-                    if result is not None:
-                        yield result
-            finally:
-                for side in sides:
-                    side.close()
+            pair = partial(opened, [Opening(config, name, *common) for name in (None, peer)])
+            missing = [case for case in cases if not record.has(case, metric)]
+            for case, result in results(missing, pair, arguments):
+                record.add(case, metric, result)
+                if result is not None:
+                    yield result
 
 
-def speed_result(case: Case, sides: Sequence[Process], num_runs: int, calls: int) -> Result:
-    """From as many pairs of runs as a narrow interval takes."""
-    ours, theirs = alternating(sides, num_runs, "rate", calls)
-    while not (result := Result.of(case, "speed", ours, theirs)).narrow and len(ours) < MOST * num_runs:
-        for side, more in zip((ours, theirs), alternating(sides, num_runs, "rate", calls), strict=True):
-            side += more
-    return result
+Pair = Callable[[], AbstractContextManager[tuple[Sequence[Process], tuple[str, str]]]]
+Found = Iterator[tuple[Case, Result | None]]
+
+
+@contextmanager
+def opened(openings: Sequence[Opening]) -> Iterator[tuple[Sequence[Process], tuple[str, str]]]:
+    """Both sides in new processes, with the names of the outputs that hold the same numbers."""
+    sides = [Process(opening) for opening in openings]
+    try:
+        for side in sides:
+            side.answer()
+        ours, theirs = (side("values") for side in sides)
+        yield sides, same_output(ours, theirs)
+    finally:
+        for side in sides:
+            side.close()
+
+
+def speeds(cases: Sequence[Case], pair: Pair, arguments: Any) -> Found:
+    """From as many runs as a narrow interval takes, in several pairs of processes."""
+    runs: dict[Case, tuple[list[Any], list[Any]]] = {case: ([], []) for case in cases}
+    for number in range(1, MOST * PAIRS + 1):
+        if not runs:
+            return
+        with pair() as (sides, outputs):
+            for case in runs:
+                calls = max(1, round(arguments.seconds / prepared(case, sides, outputs)))
+                for known, new in zip(runs[case], alternating(sides, -(-arguments.runs // PAIRS), "rate", calls), strict=True):
+                    known += new
+        for case in list(runs) if number >= PAIRS else []:
+            result = Result.of(case, "speed", *runs[case])
+            if result.narrow or number == MOST * PAIRS:
+                del runs[case]
+                yield case, result
+
+
+def peaks(cases: Sequence[Case], pair: Pair, arguments: Any) -> Found:
+    """None where nothing counts memory, or where it is too little to be counted."""
+    if not cases:
+        return
+    with pair() as (sides, outputs):
+        for case in cases:
+            prepared(case, sides, outputs)
+            yield case, memory_result(case, alternating(sides, arguments.runs, "peak"), arguments.device)
+
+
+def prepared(case: Case, sides: Sequence[Process], outputs: Sequence[str]) -> float:
+    """Seconds of one call of the slower side."""
+    call = (case.precision, case.mode, case.batch)
+    return max(side("prepare", name, *call) for side, name in zip(sides, outputs, strict=True))
 
 
 def memory_result(case: Case, peaks: tuple[list[float | None], list[float | None]], device: str) -> Result | None:
-    """None where nothing counts memory, or where it is too little to be counted."""
     smallest = 0.0 if device.startswith("cuda") else SMALLEST_PEAK
     ours, theirs = ([value for value in side if value is not None and value > smallest] for side in peaks)
     if (len(ours), len(theirs)) != tuple(map(len, peaks)):
@@ -276,12 +306,19 @@ def columns(result: Result) -> list[str]:
     return [*row, f"{result.ratio:.2f}x", f"{result.lower_bound:.2f}x", "yes" if result.reached else "NO"]
 
 
+def place(result: Result) -> tuple[int, ...]:
+    """Where a result stands in the table."""
+    case, orders = result.case, (list(subjects()), list(METRICS), list(DTYPES), MODES)
+    names = (case.encoder, result.metric, case.precision, case.mode)
+    return (*(order.index(name) for order, name in zip(orders, names, strict=True)), case.batch)
+
+
 def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
     lines = [
         "# Image encoders against `transformers`",
         "",
         f"{where['date']}, commit {where['commit']}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
-        f"transformers {where['transformers']}. Alternating runs, each side in its own process, the same weights and "
+        f"transformers {where['transformers']}. Alternating runs in three pairs of processes or more, the same weights and "
         "pixels, outputs that agree in fp32. Forward without gradients; training is forward and backward of all weights, "
         "without an optimizer; on a CPU both processes keep what a call frees for the next one. Peak memory is what a call "
         "adds. A ratio is the median of those of neighbouring runs; a row is reached where its bound is "
@@ -289,7 +326,7 @@ def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),
-        *("| " + " | ".join(columns(result)) + " |" for result in results),
+        *("| " + " | ".join(columns(result)) + " |" for result in sorted(results, key=place)),
         "",
         "Not compared: " + "; ".join(f"{name}, {reason}" for name, reason in LEFT_OUT.items()) + ".",
         "",

@@ -79,7 +79,8 @@ def _choose(query: Tensor, key: Tensor, rule: AttentionRule) -> Kernel:
             return plain
         (samples, tokens, keys), (heads, _, width) = rule.shape, query.shape[1:]
         # Up to twice the head's width the probabilities are less than the queries, keys and values that give them again.
-        # Beyond, they take 5% off a step of the demo, whose memory is Python's; a wider model would pay 2 to 7% with 18% memory.
+        # Beyond, keeping them takes 5% off a step of the demo, whose memory is Python's, and 2 to 7% off one of a wider model,
+        # whose activations would take 18% more.
         small = samples * heads * tokens * keys * query.element_size() <= _SMALL and heads * width <= _NARROW
         return kept if small or keys <= 2 * width else recomputed
     return fused

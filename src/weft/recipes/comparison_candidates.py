@@ -27,7 +27,7 @@ _EACH_FAMILY = ("token_concatenation", "flamingo", "cogvlm")
 SEVERAL_SEEDS = ("linear", "mlp", "q_former", "perceiver", "c_abstractor", "ldpv2", *_EACH_FAMILY)
 """What most published systems use: their rows are worth `NUM_SEEDS` seeds, the rest one."""
 QUICK = {
-    "projectors": ("mlp", "pixel_shuffle", "ldpv2", "perceiver"),
+    "projectors": ("mlp", "ldpv2", "perceiver"),
     "encoders": ("siglip_vision", "clip_vision"),
     FUSIONS: _EACH_FAMILY,
 }

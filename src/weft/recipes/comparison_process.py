@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -79,21 +80,27 @@ def _parent(connection: Connection, process: Any, interrupts: _Interrupts, progr
 
 
 class _Interrupts:
-    """Passes Ctrl-C on, also what came before the process could take it; ignores it until it listens."""
+    """Passes Ctrl-C on, also what came before the process could take it; ignores it until it listens.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
 
     def __init__(self) -> None:
+        self.main = threading.current_thread() is threading.main_thread()
         self.before: Any = None
         self.waiting = 0
         self.pid: int | None = None
 
     def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.before = signal.signal(signal.SIGINT, signal.SIG_IGN) if self.main else None
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
 
     def listen(self) -> None:
-        signal.signal(signal.SIGINT, self._on_signal)
+        if self.main:
+            signal.signal(signal.SIGINT, self._on_signal)
 
     def forward_to(self, pid: int) -> None:
         self.pid = pid

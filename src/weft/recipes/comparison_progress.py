@@ -25,7 +25,7 @@ _TRUSTED_SECONDS = 20.0  # of expected work, before the measured pace replaces t
 # Seconds on two CPU cores with bf16 instructions; the pace of the machine at hand replaces them after a while.
 _CONTRASTIVE_STEP = 0.3
 _TEXT_STEP = 0.06
-_SEEING_STEP, _TOKEN = 0.035, 0.0042
+_SEEING_STEP, _TOKEN = 0.11, 0.0022
 _QUESTION = 0.02
 
 
