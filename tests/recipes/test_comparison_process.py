@@ -114,7 +114,7 @@ def lacking(progress):
     raise MissingLibrary("this part", "nothing", "more")
 
 
-def test_an_error_that_cannot_be_pickled_keeps_its_words():
+def test_an_error_that_cannot_be_sent_keeps_its_words():
     with pytest.raises(RunError, match=r"this part is run by the library nothing"):
         in_own_process(lacking, Asked())
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -32,7 +32,7 @@ class RowProgress(TrainingCallback, Protocol):
 
 
 def in_own_process(work: Callable[[RowProgress], Result], progress: RowProgress) -> Result:
-    """What `work` returns from a new process, which tells `progress` here; `work` and its result are pickled.
+    """What `work` returns from a new process, which tells `progress` here; `work` and its result must be such as can be sent.
 
     Ctrl-C reaches the process as it would reach this one: once to finish the step, twice to leave at once.
 
@@ -133,10 +133,10 @@ def _child(connection: Connection, work: Callable[[RowProgress], Any]) -> None:
 
 
 def _carried(error: Exception) -> Exception:
-    """An error with its traceback, in a form that can be pickled."""
+    """An error with its traceback, in a form that can be sent: made again from what it says of itself."""
     error.add_note(traceback.format_exc())
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.copy(error)
     except Exception:
         return RunError(str(error))
     return error
