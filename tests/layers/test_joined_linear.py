@@ -9,7 +9,7 @@ from torch import nn
 
 from weft.core.attention_rule import AttentionRule
 from weft.layers.attention import Attention, join_projections
-from weft.layers.joined_linear import JoinedLinear
+from weft.layers.joined_linear import JoinedLinear, joining_pays
 from weft.layers.linear import Linear
 from weft.layers.slots import BlockContext
 
@@ -22,6 +22,12 @@ FORMS = {
     "normed heads": {"head_norm": nn.LayerNorm},
 }
 each_form = pytest.mark.parametrize("form", FORMS)
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch):
+    """Also in float32, where numbers can be compared closely and a processor gains nothing."""
+    monkeypatch.setattr("weft.layers.attention.joining_pays", lambda weight: True)
 
 
 def attention(form="biases"):
@@ -127,3 +133,13 @@ def test_maps_that_are_not_plain_stay_apart():
     layer.key = nn.Sequential(layer.key)
     layer.join()
     assert layer.joined is None
+
+
+@torch.no_grad()
+def test_it_is_done_where_it_pays(monkeypatch):
+    monkeypatch.setattr("weft.layers.attention.joining_pays", joining_pays)
+    layer = joined()
+    assert layer.joined is None, "float32 on a processor"
+    assert layer.to(torch.bfloat16).joined is not None
+    assert layer.to(torch.float32).joined is None
+    assert joined().to("meta").joined is not None, "any accelerator"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from weft.layers.joined_linear import JoinedLinear
+from weft.layers.joined_linear import JoinedLinear, joining_pays
 from weft.layers.kernels import attend
 from weft.layers.linear import Linear
 from weft.layers.rotary import rotate
@@ -52,16 +52,19 @@ class Attention(nn.Module):
         self.key_norm = head_norm(self.head_width) if head_norm else nn.Identity()
         self.routes = nn.ModuleDict()
         self.joined: JoinedLinear | None = None
+        self.joins = False
 
     def join(self) -> None:
-        """Queries, keys and values by one product from here on, where all three are plain linear maps without routes."""
+        """Queries, keys and values by one product from here on, where it pays and all three are plain maps without routes."""
+        self.joins = True
         parts = [part for part in (self.query, self.key, self.value) if type(part) is Linear]
         alike = len({(part.weight.dtype, part.weight.device) for part in parts}) == 1
-        self.joined = JoinedLinear(parts) if len(parts) == 3 and alike and not self.routes else None
+        whole = len(parts) == 3 and alike and not self.routes and joining_pays(parts[0].weight)
+        self.joined = JoinedLinear(parts) if whole else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
         super()._apply(fn, recurse)  # another precision or device: new memory for each parameter
-        if self.joined is not None:
+        if self.joins:
             self.join()
         return self
 

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from weft.layers.linear import Linear, linear
 
 
-class JoinedLinear:
-    """The maps of `parts` in one product. Their parameters stay what they were, but are slices of one tensor from here on.
+def joining_pays(weight: Tensor) -> bool:
+    """Measured on two cores, one product against three, for 1 to 788 rows of width 128 to 2,048: in bfloat16 it is 1.07 to 2.3
+    times as fast, in float32 0.63 (8 rows of 768) to 1.3 times."""
+    return weight.device.type != "cpu" or weight.dtype in (torch.bfloat16, torch.float16)
 
-    Measured: an image tower of width 768 takes 7% less time in bfloat16 on two cores.
-    """
+
+class JoinedLinear:
+    """The maps of `parts` in one product. Their parameters stay what they were, but are slices of one tensor from here on."""
 
     def __init__(self, parts: Sequence[Linear]) -> None:
         self.parts = tuple(parts)
