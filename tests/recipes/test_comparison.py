@@ -15,13 +15,14 @@ from weft.core.errors import RunError
 from weft.evaluation.statistics import Estimate
 from weft.projectors.positioned import Positioned
 from weft.recipes import desk
-from weft.recipes.comparison import compare, row_folder
+from weft.recipes.comparison import compare
 from weft.recipes.comparison_candidates import FUSIONS, PLACES, QUICK, SEVERAL_SEEDS, parts_of_room
 from weft.recipes.comparison_plan import PartsPlan
 from weft.recipes.comparison_plot import spread
 from weft.recipes.comparison_row import Measures, Row, load_row
 from weft.recipes.comparison_system_plan import SYSTEMS, plan_of
 from weft.recipes.comparison_table import Comparison, Finding
+from weft.recipes.comparison_work import row_folder
 from weft.recipes.conditions import Conditions
 from weft.serving.cli import run as weft
 from weft.serving.commands.compare import _seeds

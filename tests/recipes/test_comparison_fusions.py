@@ -13,11 +13,12 @@ from weft.core.interfaces import Fusion
 from weft.fusion.token_concatenation import TokenConcatenation
 from weft.recipes import comparison_fusions
 from weft.recipes.catalogue import tiny_names, tiny_recipe
-from weft.recipes.comparison import compare, row_folder
+from weft.recipes.comparison import compare
 from weft.recipes.comparison_candidates import QUICK
 from weft.recipes.comparison_fusions import family, fusion_forms
 from weft.recipes.comparison_plan import PartsPlan
 from weft.recipes.comparison_row import load_row
+from weft.recipes.comparison_work import row_folder
 from weft.recipes.desk import SEEING
 from weft.systems.accounting import num_parameters, on_meta
 from weft.systems.multimodal_lm import MultimodalSystem

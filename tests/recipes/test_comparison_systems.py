@@ -15,10 +15,11 @@ from weft.data.datasets.subset import Subset
 from weft.evaluation.benchmarks.desk import DeskBenchmark
 from weft.recipes import comparison_shared, comparison_system_plan, comparison_systems
 from weft.recipes.catalogue import tiny_names, tiny_recipe
-from weft.recipes.comparison import compare, row_folder
+from weft.recipes.comparison import compare
 from weft.recipes.comparison_progress import ComparisonProgress
 from weft.recipes.comparison_shared import ASKED, TYPES
 from weft.recipes.comparison_system_plan import SEVERAL_SEEDS, SystemsPlan, system_tokenizer
+from weft.recipes.comparison_work import row_folder
 from weft.recipes.desk import VOCABULARY
 from weft.serving.cli import run as weft
 from weft.systems.accounting import on_meta

@@ -13,12 +13,10 @@ from weft.recipes.comparison_process import in_own_process
 from weft.recipes.comparison_progress import ComparisonProgress
 from weft.recipes.comparison_row import Row
 from weft.recipes.comparison_table import NAME, Comparison
-from weft.recipes.comparison_work import ComparisonWork, row_folder
+from weft.recipes.comparison_work import ComparisonWork
 from weft.recipes.conditions import Conditions
 from weft.training.atomic import write_text_atomically
 from weft.training.interrupts import TrainingInterrupted
-
-__all__ = ["compare", "row_folder"]
 
 
 def compare(
