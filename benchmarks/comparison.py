@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import random
 import statistics
@@ -42,6 +43,24 @@ def ratio_of_pairs(ours: Sequence[float], theirs: Sequence[float]) -> tuple[floa
     pairs = [one / other for one, other in zip(ours, theirs, strict=True)]
     medians = sorted(statistics.median(draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
     return statistics.median(pairs), medians[int(0.025 * RESAMPLES)]
+
+
+def ratio_of_processes(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The ratio over pairs of processes, with one list of runs a pair, and the lower end of its 95% interval.
+
+    Runs of one process share where its memory came to lie, so each pair counts once: with the median of its runs' ratios. The
+    ratio is the geometric mean over the pairs, the interval Student's. ValueError for fewer than two pairs.
+    """
+    from scipy.special import stdtrit  # it comes with the extra "demo"
+
+    if len(ours) < 2:
+        raise ValueError(f"an interval over pairs of processes takes two or more, got {len(ours)}")
+    logarithms = [
+        math.log(statistics.median(one / other for one, other in zip(*runs, strict=True)))
+        for runs in zip(ours, theirs, strict=True)
+    ]
+    mean, error = statistics.mean(logarithms), statistics.stdev(logarithms) / math.sqrt(len(logarithms))
+    return math.exp(mean), math.exp(mean - stdtrit(len(logarithms) - 1, 0.975) * error)
 
 
 def conditions(program: str, hardware: str) -> dict[str, Any]:

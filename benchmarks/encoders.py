@@ -3,18 +3,20 @@
 python benchmarks/encoders.py [--quick] [--encoders clip siglip] [--batches 1 4] [--runs 12] [--threads 2]
 
 Each side lives in a process of its own (encoder_process.py); runs alternate between the two, with the order swapped every time,
-and a case has at least three such pairs of processes, because where a process's memory came to lie moves its speed.
+and a case has at least six such pairs of processes, because where a process's memory came to lie moves its speed.
 The weights cross through a folder in the published form, and before anything is measured both sides must give the same output,
 in fp32 within 1e-4 of its largest value. "forward" is that output without gradients, "training" the mean of its square with the
 gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Neither side is compiled; `transformers` picks its
 own attention. While speed is measured on a CPU, both processes keep what a call frees for the next one, as Weft's trainer does:
-otherwise the time to find new pages varies by half from call to call. A ratio is the median of those of the pairs of runs, in
-Weft's favour, and its bound the lower end of the 95% bootstrap interval. Where that lies more than 2% below the ratio, runs go
-on in further pairs, to at most five times as many: how long is decided by the width alone, not by who is ahead.
+otherwise the time to find new pages varies by half from call to call. A pair of processes gives one ratio, the median of those
+of its neighbouring runs, in Weft's favour; a case gives their geometric mean with the lower end of Student's 95% interval over
+the pairs. Where that lies more than 1.5% below the ratio, further pairs follow, to at most five times as many: how long is
+decided by the width alone, not by who is ahead.
 
 Peak memory is what a call adds to what was held before it: counted by the allocator on CUDA, by the kernel's high-water mark of
-the process on Linux (from 8 MiB on: it counts in steps of up to 0.25 MiB on two cores), elsewhere not at all. A CUDA device is
-taken where there is one.
+the process on Linux (from 8 MiB on: it counts in steps of up to 0.25 MiB on two cores), elsewhere not at all. It does not
+depend on where memory lies, so one pair of processes does: the median ratio of its runs, with a bootstrap interval. A CUDA
+device is taken where there is one.
 
 Every row is written as soon as it is measured, to results/encoders.json and encoders.md beside this file; a run that was
 interrupted goes on where it stopped, as long as the code, the machine and the settings are the same. --quick measures shallow
@@ -33,11 +35,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from comparison import CLOCKS, FLOOR, HERE, conditions, processor, ratio_of_pairs
+from comparison import CLOCKS, FLOOR, HERE, conditions, processor, ratio_of_pairs, ratio_of_processes
 from encoder_process import DTYPES, Opening, Process
 from rich.console import Console
 from safetensors.torch import save_file
@@ -55,9 +58,9 @@ from weft.encoders.siglip import SiglipVision
 MODES = ("forward", "training")
 METRICS = {"speed": "{:,.1f} images/s", "peak memory": "{:,.1f} MiB"}
 AGREEMENT = 1e-4  # float32 through a published depth, in other orders of summation
-WIDTH = 0.02  # between a ratio and its bound, above which runs go on
-MOST = 5  # times as many runs
-PAIRS = 3  # of processes at least: where a process's memory came to lie moves its speed by up to two percent
+WIDTH = 0.015  # between a ratio and its bound, above which further pairs of processes follow
+MOST = 5  # times as many pairs
+PAIRS = 6  # of processes at least: where a process's memory came to lie moves its speed by up to five percent
 SMALLEST_PEAK = 8.0  # MiB of resident memory, which the kernel counts in steps of up to 0.25 MiB on two cores
 RESULTS, TABLE = HERE / "results" / "encoders.json", HERE / "encoders.md"
 
@@ -125,10 +128,15 @@ class Result:
         return self.ratio - self.lower_bound <= WIDTH * self.ratio
 
     @staticmethod
-    def of(case: Case, metric: str, ours: Sequence[float], theirs: Sequence[float]) -> Result:
-        pair = (ours, theirs) if metric == "speed" else ([1 / value for value in ours], [1 / value for value in theirs])
-        ratio, bound = ratio_of_pairs(*pair)
-        return Result(case, metric, statistics.median(ours), statistics.median(theirs), ratio, bound, len(ours))
+    def of_speed(case: Case, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Result:
+        """From images per second, a list for each pair of processes."""
+        all_of = [list(chain.from_iterable(side)) for side in (ours, theirs)]
+        return Result(case, "speed", *map(statistics.median, all_of), *ratio_of_processes(ours, theirs), len(all_of[0]))
+
+    @staticmethod
+    def of_memory(case: Case, ours: Sequence[float], theirs: Sequence[float]) -> Result:
+        ratio, bound = ratio_of_pairs(theirs, ours)  # the smaller the better
+        return Result(case, "peak memory", statistics.median(ours), statistics.median(theirs), ratio, bound, len(ours))
 
 
 class Record:
@@ -245,8 +253,8 @@ def opened(openings: Sequence[Opening]) -> Iterator[tuple[Sequence[Process], tup
 
 
 def speeds(cases: Sequence[Case], pair: Pair, arguments: Any) -> Found:
-    """From as many runs as a narrow interval takes, in several pairs of processes."""
-    runs: dict[Case, tuple[list[Any], list[Any]]] = {case: ([], []) for case in cases}
+    """From as many pairs of processes as a narrow interval takes."""
+    runs: dict[Case, tuple[list[list[Any]], list[list[Any]]]] = {case: ([], []) for case in cases}
     for number in range(1, MOST * PAIRS + 1):
         if not runs:
             return
@@ -254,9 +262,9 @@ def speeds(cases: Sequence[Case], pair: Pair, arguments: Any) -> Found:
             for case in runs:
                 calls = max(1, round(arguments.seconds / prepared(case, sides, outputs)))
                 for known, new in zip(runs[case], alternating(sides, -(-arguments.runs // PAIRS), "rate", calls), strict=True):
-                    known += new
+                    known.append(new)
         for case in list(runs) if number >= PAIRS else []:
-            result = Result.of(case, "speed", *runs[case])
+            result = Result.of_speed(case, *runs[case])
             if result.narrow or number == MOST * PAIRS:
                 del runs[case]
                 yield case, result
@@ -278,12 +286,13 @@ def prepared(case: Case, sides: Sequence[Process], outputs: Sequence[str]) -> fl
     return max(side("prepare", name, *call) for side, name in zip(sides, outputs, strict=True))
 
 
-def memory_result(case: Case, peaks: tuple[list[float | None], list[float | None]], device: str) -> Result | None:
+def memory_result(case: Case, measured: tuple[list[float | None], list[float | None]], device: str) -> Result | None:
+    """From MiB of each side's runs; None where one is missing or too small to be counted."""
     smallest = 0.0 if device.startswith("cuda") else SMALLEST_PEAK
-    ours, theirs = ([value for value in side if value is not None and value > smallest] for side in peaks)
-    if (len(ours), len(theirs)) != tuple(map(len, peaks)):
+    ours, theirs = ([value for value in side if value is not None and value > smallest] for side in measured)
+    if (len(ours), len(theirs)) != tuple(map(len, measured)):
         return None
-    return Result.of(case, "peak memory", ours, theirs)
+    return Result.of_memory(case, ours, theirs)
 
 
 def shallow(config: ModalityEncoder.Config) -> ModalityEncoder.Config:
@@ -318,10 +327,11 @@ def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
         "# Image encoders against `transformers`",
         "",
         f"{where['date']}, commit {where['commit']}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
-        f"transformers {where['transformers']}. Alternating runs in three pairs of processes or more, the same weights and "
+        f"transformers {where['transformers']}. Alternating runs in six pairs of processes or more, the same weights and "
         "pixels, outputs that agree in fp32. Forward without gradients; training is forward and backward of all weights, "
         "without an optimizer; on a CPU both processes keep what a call frees for the next one. Peak memory is what a call "
-        "adds. A ratio is the median of those of neighbouring runs; a row is reached where its bound is "
+        "adds. A ratio of speed is the geometric mean over the pairs of processes, one of memory the median over the runs; a "
+        "row is reached where its bound, the lower end of the 95% interval, is "
         f"{FLOOR}x or more. Command: `{where['command'].strip()}`.",
         "",
         "| " + " | ".join(HEADINGS) + " |",

@@ -28,14 +28,14 @@ PADDED_TO = 8  # the features of a tile are filled up to a multiple of it, as th
 
 
 class TanhGate(nn.Module):
-    """One learned number through tanh. Shapes: [..., D] -> [..., D]."""
+    """x + tanh(gate) * branch, the gate one learned number. Shapes: x and branch [..., D] -> [..., D]."""
 
     def __init__(self, initial: float) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.full((1,), initial))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.gate) * hidden
+    def forward(self, hidden: Tensor, branch: Tensor) -> Tensor:
+        return torch.addcmul(hidden, branch, torch.tanh(self.gate))
 
 
 class TileTable(nn.Module):

@@ -15,20 +15,23 @@ from weft.layers.slots import BlockContext
 
 
 class LayerScale(nn.Module):
-    """One learned factor a channel. Shapes: [..., D] -> [..., D]. Source: arXiv:2103.17239."""
+    """x + scale * branch, one learned factor a channel, in one pass over memory.
+
+    Shapes: x and branch [..., D] -> [..., D]. Source: arXiv:2103.17239.
+    """
 
     def __init__(self, width: int, initial: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), initial))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden * self.weight
+    def forward(self, hidden: Tensor, branch: Tensor) -> Tensor:
+        return torch.addcmul(hidden, branch, self.weight)
 
 
 class LayerScaleBlock(PreNormBlock):
-    """x + scale(attention(norm(x))), then x + scale(feed_forward(norm(x))), with the three slots of `PreNormBlock`.
+    """scale(x, attention(norm(x))), then scale(x, feed_forward(norm(x))), with the three slots of `PreNormBlock`.
 
-    The scales are `LayerScale`, or gates.
+    The scales add a branch to x: `LayerScale`, or gates.
 
     Shapes: hidden [B, T, D] -> [B, T, D].
     """
@@ -48,15 +51,15 @@ class LayerScaleBlock(PreNormBlock):
 
     def last(self, hidden: Tensor, context: BlockContext, index: Tensor) -> Tensor:
         rows = torch.arange(len(index), device=index.device)
-        mixed = self.attention_scale(self.attention(self.attention_norm(hidden), context, index))
-        one = hidden[rows, index][:, None] + mixed
-        return one + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(one)))
+        mixed = self.attention(self.attention_norm(hidden), context, index)
+        one = self.attention_scale(hidden[rows, index][:, None], mixed)
+        return self.feed_forward_scale(one, self.feed_forward(self.feed_forward_norm(one)))
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         hidden, memory = self.before_attention(hidden, memory, context)
-        hidden = hidden + self.attention_scale(self.attention(self.attention_norm(hidden), context))
+        hidden = self.attention_scale(hidden, self.attention(self.attention_norm(hidden), context))
         hidden, memory = self.before_feed_forward(hidden, memory, context)
-        hidden = hidden + self.feed_forward_scale(self.feed_forward(self.feed_forward_norm(hidden)))
+        hidden = self.feed_forward_scale(hidden, self.feed_forward(self.feed_forward_norm(hidden)))
         hidden, memory = self.after_block(hidden, memory, context)
         return hidden, memory
 
