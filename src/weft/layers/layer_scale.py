@@ -14,6 +14,13 @@ from weft.layers.block import PreNormBlock
 from weft.layers.slots import BlockContext
 
 
+class Sum(nn.Module):
+    """x + branch, where a branch has no scale."""
+
+    def forward(self, hidden: Tensor, branch: Tensor) -> Tensor:
+        return hidden + branch
+
+
 class LayerScale(nn.Module):
     """x + scale * branch, one learned factor a channel, in one pass over memory.
 

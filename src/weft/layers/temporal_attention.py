@@ -16,6 +16,7 @@ from weft.core.errors import ConfigError
 from weft.core.layout import MediaLayout
 from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
+from weft.layers.layer_scale import Sum
 from weft.layers.slots import BlockContext, PassThrough
 from weft.layers.temporal_embedding import TemporalEmbedding
 
@@ -44,7 +45,7 @@ class TemporalAttention(nn.Module):
     def start_as(self, block: PreNormBlock) -> None:
         """Norm, attention and scale become copies of the block's own."""
         self.norm, self.attention = deepcopy(block.attention_norm), deepcopy(block.attention)
-        self.scale = deepcopy(getattr(block, "attention_scale", nn.Identity()))
+        self.scale = deepcopy(getattr(block, "attention_scale", Sum()))
 
     def forward(self, hidden: Tensor, memory: dict[str, Any], context: BlockContext) -> tuple[Tensor, dict[str, Any]]:
         videos = _videos.get()
@@ -62,8 +63,8 @@ class TemporalAttention(nn.Module):
         frames = frames + self.embedding.vectors(num_frames)[:, None].to(frames.dtype)
         rows = self.norm(frames).transpose(1, 2).flatten(0, 1)  # one for each place of each video
         rule = AttentionRule.bidirectional(len(rows), num_frames, rows.device)
-        seen = self.scale(self.attention(rows, BlockContext(rule)))
-        return frames + seen.unflatten(0, (num_videos, places)).transpose(1, 2)
+        seen = self.attention(rows, BlockContext(rule))
+        return self.scale(frames, seen.unflatten(0, (num_videos, places)).transpose(1, 2))
 
 
 def attend_over_time(encoder: nn.Module, num_frames: int) -> None:
