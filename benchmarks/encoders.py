@@ -19,19 +19,20 @@ depend on where memory lies, so one pair of processes does: the median ratio of 
 device is taken where there is one.
 
 Every row is written as soon as it is measured, to results/encoders.json and encoders.md beside this file; a run that was
-interrupted goes on where it stopped, as long as the code, the machine and the settings are the same. --quick measures shallow
-forms of the same widths and writes nothing.
+interrupted goes on where it stopped, as long as the machine and the settings are the same. Where the code that an encoder
+imports has changed, its rows are measured anew. --quick measures shallow forms of the same widths and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -143,19 +144,29 @@ class Result:
 
 
 class Record:
-    """The results so far, on disk after each of them; None as a file keeps them in memory only."""
+    """The results so far, on disk after each of them; None as a file keeps them in memory only.
 
-    def __init__(self, where: dict[str, Any], settings: dict[str, Any], file: Path | None, again: bool) -> None:
+    `code_of` has a digest of each encoder's code. Rows of an encoder whose code has changed since are measured anew; the others
+    stay, with the commit that they were measured at.
+    """
+
+    def __init__(
+        self, where: dict[str, Any], settings: dict[str, Any], code_of: dict[str, str], file: Path | None, again: bool
+    ) -> None:
         self.where, self.settings, self.file = where, settings, file
         self.measured: list[Result] = []
         self.unmeasured: list[tuple[Case, str]] = []
+        self.measured_at = {name: {"commit": where["commit"], "code": digest} for name, digest in code_of.items()}
         if file is None or again or not file.exists():
             return
         saved = json.loads(file.read_text())
         same = {"hardware", "python", "torch", "transformers"}
         if saved.get("settings") == settings and all(saved["conditions"][key] == where[key] for key in same):
-            self.measured = [Result(**{**row, "case": Case(**row["case"])}) for row in saved["results"]]
-            self.unmeasured = [(Case(**case), metric) for case, metric in saved["unmeasured"]]
+            kept = {name: at for name, at in saved["measured_at"].items() if at["code"] == code_of.get(name)}
+            self.measured_at |= kept
+            rows = [Result(**{**row, "case": Case(**row["case"])}) for row in saved["results"]]
+            self.measured = [row for row in rows if row.case.encoder in kept]
+            self.unmeasured = [(Case(**case), metric) for case, metric in saved["unmeasured"] if case["encoder"] in kept]
 
     def has(self, case: Case, metric: str) -> bool:
         return (case, metric) in self.unmeasured or any((one.case, one.metric) == (case, metric) for one in self.measured)
@@ -169,11 +180,14 @@ class Record:
             return
         record = {"conditions": self.where, "settings": self.settings, "results": [asdict(one) for one in self.measured]}
         record["unmeasured"] = [(asdict(case), metric) for case, metric in self.unmeasured]
+        begun = {case.encoder for case, _ in self.unmeasured} | {one.case.encoder for one in self.measured}
+        record["measured_at"] = {name: at for name, at in self.measured_at.items() if name in begun}
         self.file.parent.mkdir(exist_ok=True)
         beside = self.file.with_suffix(".partial")
         beside.write_text(json.dumps(record, indent=1) + "\n")
         beside.replace(self.file)
-        TABLE.write_text(markdown(self.measured, self.where))
+        commits = {name: at["commit"] for name, at in record["measured_at"].items()}
+        TABLE.write_text(markdown(self.measured, self.where, commits))
 
 
 def published_form(config: ModalityEncoder.Config) -> tuple[CheckpointFormat, dict[str, Any]]:
@@ -325,11 +339,13 @@ def place(result: Result) -> tuple[int, ...]:
     return (*(order.index(name) for order, name in zip(orders, names, strict=True)), case.batch)
 
 
-def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
+def markdown(results: Sequence[Result], where: dict[str, Any], commits: dict[str, str]) -> str:
+    of_commit = {commit: [name for name in commits if commits[name] == commit] for commit in commits.values()}
+    at = "; ".join(f"{', '.join(names)} at commit {commit}" for commit, names in of_commit.items())
     lines = [
         "# Image encoders against `transformers`",
         "",
-        f"{where['date']}, commit {where['commit']}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
+        f"{where['date']}, {at}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
         f"transformers {where['transformers']}. Alternating runs in six pairs of processes or more, the same weights and "
         "pixels, outputs that agree in fp32. Forward without gradients; training is forward and backward of all weights, "
         "without an optimizer; on a CPU both processes keep what a call frees for the next one. Peak memory is what a call "
@@ -347,12 +363,30 @@ def markdown(results: Sequence[Result], where: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def code() -> str:
-    """A digest of what is measured, so that a run only goes on with the rows of the same code."""
-    digest = hashlib.sha256()
-    for file in sorted([*(HERE.parent / "src" / "weft").glob("**/*.py"), *HERE.glob("encoder*.py")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def digest(files: Iterable[Path]) -> str:
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def modules(name: str, found: dict[str, Path]) -> dict[str, Path]:
+    """Weft's modules that the module `name` needs, itself among them, with their files: what is named after an import."""
+    place = (HERE.parent / "src").joinpath(*name.split("."))
+    file = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.exists()), None)
+    if not name.startswith("weft") or file is None or name in found:
+        return found
+    found[name] = file
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for other in names:
+            modules(other, found)
+    return found
 
 
 def main() -> int:
@@ -374,8 +408,10 @@ def main() -> int:
     batches = arguments.batches or ([2] if arguments.quick else [1, 4])
     on_cuda = arguments.device.startswith("cuda")
     hardware = torch.cuda.get_device_name(arguments.device) if on_cuda else processor(arguments.threads, arguments.clock)
-    settings = {"code": code(), "runs": arguments.runs, "seconds": arguments.seconds}
-    record = Record(conditions("encoders.py", hardware), settings, None if arguments.quick else RESULTS, arguments.again)
+    settings = {"code": digest(HERE.glob("encoder*.py")), "runs": arguments.runs, "seconds": arguments.seconds}
+    code_of = {name: digest(modules(type(config).__module__, {}).values()) for name, (_, config) in known.items()}
+    file = None if arguments.quick else RESULTS
+    record = Record(conditions("encoders.py", hardware), settings, code_of, file, arguments.again)
     console = Console(width=160)
     for name in arguments.encoders:
         size, config = known[name]

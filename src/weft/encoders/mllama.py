@@ -19,7 +19,7 @@ from weft.core.media import MediaFeatures
 from weft.layers.attention import Attention
 from weft.layers.block import PreNormBlock
 from weft.layers.feed_forward import FeedForward
-from weft.layers.layer_scale import LayerScaleBlock
+from weft.layers.layer_scale import LayerScaleBlock, scaled_sum
 from weft.layers.patch_embedding import PatchEmbedding, patches_per_side
 from weft.layers.precision import working_precision
 from weft.layers.slots import BlockContext
@@ -35,7 +35,7 @@ class TanhGate(nn.Module):
         self.gate = nn.Parameter(torch.full((1,), initial))
 
     def forward(self, hidden: Tensor, branch: Tensor) -> Tensor:
-        return torch.addcmul(hidden, branch, torch.tanh(self.gate))
+        return scaled_sum(hidden, branch, torch.tanh(self.gate))
 
 
 class TileTable(nn.Module):

@@ -21,8 +21,13 @@ class Sum(nn.Module):
         return hidden + branch
 
 
+def scaled_sum(hidden: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+    """hidden + scale * branch: in one pass over memory where no gradient is taken, for which that one would need another."""
+    return hidden + scale * branch if torch.is_grad_enabled() else torch.addcmul(hidden, branch, scale)
+
+
 class LayerScale(nn.Module):
-    """x + scale * branch, one learned factor a channel, in one pass over memory.
+    """x + scale * branch, one learned factor a channel.
 
     Shapes: x and branch [..., D] -> [..., D]. Source: arXiv:2103.17239.
     """
@@ -32,7 +37,7 @@ class LayerScale(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, hidden: Tensor, branch: Tensor) -> Tensor:
-        return torch.addcmul(hidden, branch, self.weight)
+        return scaled_sum(hidden, branch, self.weight)
 
 
 class LayerScaleBlock(PreNormBlock):
