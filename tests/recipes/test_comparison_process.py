@@ -114,9 +114,16 @@ def lacking(progress):
     raise MissingLibrary("this part", "nothing", "more")
 
 
+def holding(progress):
+    raise ValueError("what it holds", lambda: None)
+
+
 def test_an_error_that_cannot_be_sent_keeps_its_words():
     with pytest.raises(RunError, match=r"this part is run by the library nothing"):
         in_own_process(lacking, Asked())
+    with pytest.raises(RunError, match=r"what it holds") as raised:
+        in_own_process(holding, Asked())
+    assert "in holding" in raised.value.__notes__[0], "the traceback comes with it"
 
 
 def test_a_process_that_dies_is_told():

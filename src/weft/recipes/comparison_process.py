@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -133,12 +134,13 @@ def _child(connection: Connection, work: Callable[[RowProgress], Any]) -> None:
 
 
 def _carried(error: Exception) -> Exception:
-    """An error with its traceback, in a form that can be sent: made again from what it says of itself."""
-    error.add_note(traceback.format_exc())
+    """An error with its traceback, in a form that can be sent and made again over there; else its words."""
     try:
-        copy.copy(error)
+        ForkingPickler.dumps(error)
+        copy.copy(error)  # some cannot be made again from what they say of themselves
     except Exception:
-        return RunError(str(error))
+        error = RunError(str(error))
+    error.add_note(traceback.format_exc())
     return error
 
 
