@@ -78,7 +78,7 @@ def conditions(program: str, hardware: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "command": f"python benchmarks/{program} " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python", f"benchmarks/{program}", *sys.argv[1:]]),
     }
 
 

@@ -18,9 +18,10 @@ the process on Linux (from 8 MiB on: it counts in steps of up to 0.25 MiB on two
 depend on where memory lies, so one pair of processes does: the median ratio of its runs, with a bootstrap interval. A CUDA
 device is taken where there is one.
 
-Every row is written as soon as it is measured, to results/encoders.json and encoders.md beside this file; a run that was
-interrupted goes on where it stopped, as long as the machine and the settings are the same. Where the code that an encoder
-imports has changed, its rows are measured anew. --quick measures shallow forms of the same widths and writes nothing.
+Every row is written as soon as it is measured, to results/encoders.json and encoders.md beside this file, with the conditions
+that its encoder was measured under. A run that was interrupted goes on where it stopped. Rows of an encoder asked for are
+measured anew where the machine, the settings or the code that the encoder imports have changed since; rows of other encoders,
+and those of another kind of device, stay. --quick measures shallow forms of the same widths and writes nothing.
 """
 
 from __future__ import annotations
@@ -143,51 +144,60 @@ class Result:
         return Result(case, "peak memory", statistics.median(ours), statistics.median(theirs), ratio, bound, len(ours))
 
 
-class Record:
-    """The results so far, on disk after each of them; None as a file keeps them in memory only.
+@dataclass
+class Part:
+    """One encoder's rows on one kind of device, with what they were measured under: the conditions, and the encoder's code."""
 
-    `code_of` has a digest of each encoder's code. Rows of an encoder whose code has changed since are measured anew; the others
-    stay, with the commit that they were measured at.
-    """
+    encoder: str
+    device: str
+    conditions: dict[str, Any]
+    code: str
+    results: list[Result] = dataclasses.field(default_factory=list)
+    unmeasured: list[tuple[Case, str]] = dataclasses.field(default_factory=list)
 
-    def __init__(
-        self, where: dict[str, Any], settings: dict[str, Any], code_of: dict[str, str], file: Path | None, again: bool
-    ) -> None:
-        self.where, self.settings, self.file = where, settings, file
-        self.measured: list[Result] = []
-        self.unmeasured: list[tuple[Case, str]] = []
-        self.measured_at = {name: {"commit": where["commit"], "code": digest} for name, digest in code_of.items()}
-        if file is None or again or not file.exists():
-            return
-        saved = json.loads(file.read_text())
-        same = {"hardware", "python", "torch", "transformers"}
-        if saved.get("settings") == settings and all(saved["conditions"][key] == where[key] for key in same):
-            kept = {name: at for name, at in saved["measured_at"].items() if at["code"] == code_of.get(name)}
-            self.measured_at |= kept
-            rows = [Result(**{**row, "case": Case(**row["case"])}) for row in saved["results"]]
-            self.measured = [row for row in rows if row.case.encoder in kept]
-            self.unmeasured = [(Case(**case), metric) for case, metric in saved["unmeasured"] if case["encoder"] in kept]
+    @staticmethod
+    def read(saved: dict[str, Any]) -> Part:
+        results = [Result(**{**row, "case": Case(**row["case"])}) for row in saved["results"]]
+        unmeasured = [(Case(**case), metric) for case, metric in saved["unmeasured"]]
+        return Part(**{**saved, "results": results, "unmeasured": unmeasured})
+
+    def same_as(self, other: Part) -> bool:
+        """Whether rows of both may stand beside each other: the day, the commit and what else was asked for may differ."""
+        same = ("hardware", "python", "torch", "transformers", "settings")
+        return self.code == other.code and all(self.conditions[key] == other.conditions[key] for key in same)
 
     def has(self, case: Case, metric: str) -> bool:
-        return (case, metric) in self.unmeasured or any((one.case, one.metric) == (case, metric) for one in self.measured)
+        return (case, metric) in self.unmeasured or any((one.case, one.metric) == (case, metric) for one in self.results)
 
-    def add(self, case: Case, metric: str, result: Result | None) -> None:
+
+class Record:
+    """The parts so far, on disk after each row; None as a file keeps them in memory only."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        saved = json.loads(file.read_text()).get("parts", []) if file is not None and file.exists() else []
+        self.parts = {(part.encoder, part.device): part for part in map(Part.read, saved)}
+
+    def part(self, new: Part, again: bool) -> Part:
+        """The part that `new` goes on with: what stands of it, or `new` itself where conditions differ or all is asked anew."""
+        key = (new.encoder, new.device)
+        if again or key not in self.parts or not self.parts[key].same_as(new):
+            self.parts[key] = new
+        return self.parts[key]
+
+    def add(self, part: Part, case: Case, metric: str, result: Result | None) -> None:
         if result is None:
-            self.unmeasured.append((case, metric))
+            part.unmeasured.append((case, metric))
         else:
-            self.measured.append(result)
+            part.results.append(result)
         if self.file is None:
             return
-        record = {"conditions": self.where, "settings": self.settings, "results": [asdict(one) for one in self.measured]}
-        record["unmeasured"] = [(asdict(case), metric) for case, metric in self.unmeasured]
-        begun = {case.encoder for case, _ in self.unmeasured} | {one.case.encoder for one in self.measured}
-        record["measured_at"] = {name: at for name, at in self.measured_at.items() if name in begun}
+        begun = [one for one in self.parts.values() if one.results or one.unmeasured]
         self.file.parent.mkdir(exist_ok=True)
         beside = self.file.with_suffix(".partial")
-        beside.write_text(json.dumps(record, indent=1) + "\n")
+        beside.write_text(json.dumps({"parts": [asdict(one) for one in begun]}, indent=1) + "\n")
         beside.replace(self.file)
-        commits = {name: at["commit"] for name, at in record["measured_at"].items()}
-        TABLE.write_text(markdown(self.measured, self.where, commits))
+        TABLE.write_text(markdown(begun))
 
 
 def published_form(config: ModalityEncoder.Config) -> tuple[CheckpointFormat, dict[str, Any]]:
@@ -237,16 +247,18 @@ def alternating(sides: Sequence[Process], num_runs: int, *call: Any) -> tuple[li
     return found
 
 
-def measure(cases: Sequence[Case], config: ModalityEncoder.Config, record: Record, arguments: Any) -> Iterator[Result]:
-    """The results of one encoder that the record does not have yet: speed in every case, then memory in every case."""
+def measure(
+    cases: Sequence[Case], config: ModalityEncoder.Config, record: Record, part: Part, arguments: Any
+) -> Iterator[Result]:
+    """The results of one encoder that its part does not have yet: speed in every case, then memory in every case."""
     with tempfile.TemporaryDirectory() as folder:
         peer = write_weights(config, Path(folder))
         for metric, results in (("speed", speeds), ("peak memory", peaks)):
             common = (metric == "peak memory", Path(folder), arguments.device, arguments.threads, arguments.clock)
             pair = partial(opened, [Opening(config, name, *common) for name in (None, peer)])
-            missing = [case for case in cases if not record.has(case, metric)]
+            missing = [case for case in cases if not part.has(case, metric)]
             for case, result in results(missing, pair, arguments):
-                record.add(case, metric, result)
+                record.add(part, case, metric, result)
                 if result is not None:
                     yield result
 
@@ -339,28 +351,33 @@ def place(result: Result) -> tuple[int, ...]:
     return (*(order.index(name) for order, name in zip(orders, names, strict=True)), case.batch)
 
 
-def markdown(results: Sequence[Result], where: dict[str, Any], commits: dict[str, str]) -> str:
-    of_commit = {commit: [name for name in commits if commits[name] == commit] for commit in commits.values()}
-    at = "; ".join(f"{', '.join(names)} at commit {commit}" for commit, names in of_commit.items())
+def markdown(parts: Sequence[Part]) -> str:
     lines = [
         "# Image encoders against `transformers`",
         "",
-        f"{where['date']}, {at}; {where['hardware']}; Python {where['python']}, torch {where['torch']}, "
-        f"transformers {where['transformers']}. Alternating runs in six pairs of processes or more, the same weights and "
-        "pixels, outputs that agree in fp32. Forward without gradients; training is forward and backward of all weights, "
-        "without an optimizer; on a CPU both processes keep what a call frees for the next one. Peak memory is what a call "
-        "adds. A ratio of speed is the geometric mean over the pairs of processes, one of memory the median over the runs; a "
-        "row is reached where its bound, the lower end of the 95% interval, is "
-        f"{FLOOR}x or more. Command: `{where['command'].strip()}`.",
-        "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "|" + "---|" * len(HEADINGS),
-        *("| " + " | ".join(columns(result)) + " |" for result in sorted(results, key=place)),
-        "",
-        "Not compared: " + "; ".join(f"{name}, {reason}" for name, reason in LEFT_OUT.items()) + ".",
-        "",
+        "Alternating runs in six pairs of processes or more, the same weights and pixels, outputs that agree in fp32. "
+        "Forward without gradients; training is forward and backward of all weights, without an optimizer; on a CPU both "
+        "processes keep what a call frees for the next one. Peak memory is what a call adds. A ratio of speed is the geometric "
+        "mean over the pairs of processes, one of memory the median over the runs; a row is reached where its bound, the lower "
+        f"end of the 95% interval, is {FLOOR}x or more.",
     ]
-    return "\n".join(lines)
+    alike: dict[str, list[Part]] = {}
+    for part in parts:
+        said = "{date}, commit {commit}; {hardware}; Python {python}, torch {torch}, transformers {transformers}; `{command}`:"
+        alike.setdefault(said.format(**part.conditions), []).append(part)
+    for said, group in alike.items():
+        results = sorted((result for part in group for result in part.results), key=place)
+        lines += [
+            "",
+            said,
+            "",
+            "| " + " | ".join(HEADINGS) + " |",
+            "|" + "---|" * len(HEADINGS),
+            *("| " + " | ".join(columns(result)) + " |" for result in results),
+        ]
+    return "\n".join(
+        [*lines, "", "Not compared: " + "; ".join(f"{name}, {reason}" for name, reason in LEFT_OUT.items()) + ".", ""]
+    )
 
 
 def digest(files: Iterable[Path]) -> str:
@@ -409,9 +426,9 @@ def main() -> int:
     on_cuda = arguments.device.startswith("cuda")
     hardware = torch.cuda.get_device_name(arguments.device) if on_cuda else processor(arguments.threads, arguments.clock)
     settings = {"code": digest(HERE.glob("encoder*.py")), "runs": arguments.runs, "seconds": arguments.seconds}
-    code_of = {name: digest(modules(type(config).__module__, {}).values()) for name, (_, config) in known.items()}
-    file = None if arguments.quick else RESULTS
-    record = Record(conditions("encoders.py", hardware), settings, code_of, file, arguments.again)
+    where = conditions("encoders.py", hardware) | {"settings": settings}
+    record = Record(None if arguments.quick else RESULTS)
+    parts = []
     console = Console(width=160)
     for name in arguments.encoders:
         size, config = known[name]
@@ -423,12 +440,15 @@ def main() -> int:
             for mode in arguments.modes
             for batch in batches
         ]
-        for result in measure(cases, config, record, arguments):
+        code = digest(modules(type(config).__module__, {}).values())
+        parts.append(record.part(Part(name, arguments.device.split(":")[0], where, code), arguments.again))
+        for result in measure(cases, config, record, parts[-1], arguments):
             style = None if result.reached else "red"
             console.print("  ".join(columns(result)), highlight=False, style=style)
-    short = [result for result in record.measured if not result.reached]
-    console.print(f"{len(record.measured)} rows, {len(short)} below {FLOOR}x")
-    return int(not record.measured or bool(short))
+    rows = [result for part in parts for result in part.results]
+    short = [result for result in rows if not result.reached]
+    console.print(f"{len(rows)} rows, {len(short)} below {FLOOR}x")
+    return int(not rows or bool(short))
 
 
 if __name__ == "__main__":
