@@ -10,8 +10,9 @@ gradients of all weights, no optimizer. In bf16 weights and pixels are bf16. Nei
 own attention. While speed is measured on a CPU, both processes keep what a call frees for the next one, as Weft's trainer does:
 otherwise the time to find new pages varies by half from call to call. A pair of processes gives one ratio, the median of those
 of its neighbouring runs, in Weft's favour; a case gives their geometric mean with the lower end of Student's 95% interval over
-the pairs. Where that lies more than 1.5% below the ratio, and the floor of 0.97 is not three times as far from the ratio, above
-or below, further pairs follow, to at most five times as many.
+the pairs. Where that lies more than 1.5% below the ratio, and the floor of 0.97 is not half as far again from the ratio, above
+or below, further pairs follow, to at most five times as many. (Half as far again:
+drawn 3,000 times, a true ratio at the floor is called reached 2.5 to 4% of the time, so looking after every pair costs little.)
 
 Peak memory is what a call adds to what was held before it: counted by the allocator on CUDA, by the kernel's high-water mark of
 the process on Linux (from 8 MiB on: it counts in steps of up to 0.25 MiB on two cores), elsewhere not at all. It does not
@@ -61,7 +62,7 @@ MODES = ("forward", "training")
 METRICS = {"speed": "{:,.1f} images/s", "peak memory": "{:,.1f} MiB"}
 AGREEMENT = 1e-4  # float32 through a published depth, in other orders of summation
 WIDTH = 0.015  # between a ratio and its bound, above which further pairs of processes follow
-FAR = 3  # half an interval's widths from its ratio to the floor, from which on its width does not matter
+FAR = 1.5  # half an interval's widths from its ratio to the floor, from which on its width does not matter
 MOST = 5  # times as many pairs
 PAIRS = 6  # of processes at least: where a process's memory came to lie moves its speed by up to five percent
 SMALLEST_PEAK = 8.0  # MiB of resident memory, which the kernel counts in steps of up to 0.25 MiB on two cores
