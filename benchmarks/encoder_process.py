@@ -30,7 +30,7 @@ from weft.training.allocator import keep_freed_memory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEER_OUTPUTS = ("pooler_output", "last_hidden_state")
 MEBIBYTE = 2**20
-WARM_SECONDS = 0.5  # the first call of such a length has little in it that later ones do not have
+LONG = 0.5  # seconds of a call: its first one has little in it that later ones do not have, and what disturbs one is averaged
 MMAP_THRESHOLD = -3  # in glibc's mallopt
 SET_THP_DISABLE = 41  # in Linux's prctl
 
@@ -97,7 +97,7 @@ class Side:
 
         self.run = forward if mode == "forward" else training
         seconds = batch / self.rate(1)
-        return seconds if seconds > WARM_SECONDS else batch / self.rate(1)
+        return seconds if seconds > LONG else batch / self.rate(1)
 
     def rate(self, calls: int) -> float:
         """Images per second."""

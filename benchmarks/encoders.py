@@ -44,7 +44,7 @@ from typing import Any
 
 import torch
 from comparison import CLOCKS, FLOOR, HERE, conditions, processor, ratio_of_pairs, ratio_of_processes
-from encoder_process import DTYPES, Opening, Process
+from encoder_process import DTYPES, LONG, Opening, Process
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -65,6 +65,7 @@ WIDTH = 0.015  # between a ratio and its bound, above which further pairs of pro
 FAR = 1.5  # half an interval's widths from its ratio to the floor, from which on its width does not matter
 MOST = 5  # times as many pairs
 PAIRS = 6  # of processes at least: where a process's memory came to lie moves its speed by up to five percent
+SHORT = 3  # times as many runs of a call that is not long: of more than two, the median leaves out those that were disturbed
 SMALLEST_PEAK = 8.0  # MiB of resident memory, which the kernel counts in steps of up to 0.25 MiB on two cores
 RESULTS, TABLE = HERE / "results" / "encoders.json", HERE / "encoders.md"
 
@@ -290,8 +291,10 @@ def speeds(cases: Sequence[Case], pair: Pair, arguments: Any) -> Found:
             return
         with pair() as (sides, outputs):
             for case in runs:
-                calls = max(1, round(arguments.seconds / prepared(case, sides, outputs)))
-                for known, new in zip(runs[case], alternating(sides, -(-arguments.runs // PAIRS), "rate", calls), strict=True):
+                seconds = prepared(case, sides, outputs)
+                calls = max(1, round(arguments.seconds / seconds))
+                num_runs = -(-arguments.runs // PAIRS) * (1 if seconds > LONG else SHORT)
+                for known, new in zip(runs[case], alternating(sides, num_runs, "rate", calls), strict=True):
                     known.append(new)
         for case in list(runs) if number >= PAIRS else []:
             result = Result.of_speed(case, *runs[case])
